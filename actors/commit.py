@@ -1,0 +1,150 @@
+"""The group-commit writer: takes every record that lies in the kernel's outbox, commits them as one, lets them leave.
+
+While a commit is under way the next group gathers, so groups grow with the load and no linger is needed. Nothing is
+streamed, mirrored or answered before its record is durable.
+"""
+
+from collections.abc import Callable, Sequence
+
+import anyio
+import structlog
+from attrs import frozen
+
+from .errors import DurabilityUnavailable, StorageFull, StoreError, StoreUnavailable
+from .kernel.actor import Slot
+from .kernel.scheduler import Kernel
+from .ports import Journal, Record
+
+log = structlog.get_logger("sojourn.commit")
+
+GROUP_RECORDS_MAX = 4_096
+PROBE_S = 1.0
+
+
+@frozen(kw_only=True)
+class CommitStatistics:
+    """What the writer did since the start. `refusing` is why changes are refused now, or None."""
+
+    commits: int
+    records: int
+    events: int
+    payload_bytes: int
+    refused: int
+    refusing: str | None
+
+
+class CommitWriter:
+    """One task between the kernel and the journal.
+
+    Args:
+        publish: called with the records of a commit, in order, once they are durable and before anyone is answered.
+        probe: appends an empty mark, to see whether a journal that refused takes records again.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        kernel: Kernel,
+        publish: Callable[[Sequence[Record]], None],
+        probe: Callable[[], Record],
+    ) -> None:
+        self._journal = journal
+        self._kernel = kernel
+        self._publish = publish
+        self._probe = probe
+        self.refusing: StoreError | None = None
+        self._commits = self._records = self._events = self._payload_bytes = self._refused = 0
+
+    def admit(self, ack: str) -> None:
+        """To be asked before a change is sent. Raises the StoreError for which the journal refuses changes now, and
+        DurabilityUnavailable for an ack level that cannot be reached; then nothing was done."""
+        if self.refusing is not None:
+            raise self.refusing
+        if ack == "mirrored":
+            raise DurabilityUnavailable(ack, None)
+
+    async def run(self, started: Callable[[], None]) -> None:
+        """A child of a supervisor; runs until cancelled. A group in the journal's hands is finished first."""
+        kernel = self._kernel
+        started()
+        while True:
+            if self.refusing is None:
+                await kernel.commits.wait()
+            else:
+                with anyio.move_on_after(PROBE_S):
+                    await kernel.commits.wait()
+            with anyio.CancelScope(shield=True):
+                if self.refusing is not None and not kernel.outbox:
+                    await self._try_again()
+                while kernel.outbox:
+                    await self._commit(kernel.take_outbox())
+
+    async def _commit(self, slots: list[Slot]) -> None:
+        for start in range(0, len(slots), GROUP_RECORDS_MAX):
+            group = slots[start : start + GROUP_RECORDS_MAX]
+            records: list[Record] = [slot.record for slot in group]
+            try:
+                await self._journal.append(records)
+            except StorageFull as error:
+                self._refuse(group, error)
+                continue
+            except StoreUnavailable as error:
+                if not await self._is_there(records[0], error):
+                    self._refuse(group, error)
+                    continue
+            self._accept()
+            self._commits += 1
+            self._records += len(records)
+            for record in records:
+                self._events += record.count
+                self._payload_bytes += len(record.payload)
+            self._publish(records)
+            self._kernel.committed(group)
+
+    async def _is_there(self, record: Record, error: StoreError) -> bool:
+        """Whether a commit of unknown outcome took place: it is all or nothing, so its first record tells. Asked until
+        the journal answers: until then nobody is told anything, and asks end with their deadline, outcome unknown."""
+        log.error("journal.unknown_outcome", error=str(error), remedy="check the disk under the data folder")
+        self.refusing = error
+        while True:
+            try:
+                found = await self._journal.read(record.session_id, record.first_seq - 1)
+            except StoreError:
+                await anyio.sleep(PROBE_S)
+                continue
+            return any(there.first_seq == record.first_seq and there.epoch == record.epoch for there in found)
+
+    def _refuse(self, group: list[Slot], error: StoreError) -> None:
+        if self.refusing is None:
+            log.error(
+                "journal.refuses",
+                error=str(error),
+                remedy="make room on the disk; changes are refused, reads go on",
+            )
+        self.refusing = error
+        self._refused += len(group)
+        self._kernel.refused(group, error)
+
+    async def _try_again(self) -> None:
+        try:
+            await self._journal.append([self._probe()])
+        except (StorageFull, StoreUnavailable) as error:
+            self.refusing = error
+        else:
+            self._accept()
+
+    def _accept(self) -> None:
+        if self.refusing is not None:
+            log.info("journal.accepts_again")
+            self.refusing = None
+
+    def statistics(self) -> CommitStatistics:
+        """A frozen value."""
+        return CommitStatistics(
+            commits=self._commits,
+            records=self._records,
+            events=self._events,
+            payload_bytes=self._payload_bytes,
+            refused=self._refused,
+            refusing=str(self.refusing) if self.refusing is not None else None,
+        )

@@ -1,0 +1,251 @@
+"""Every error of Sojourn, in families by who is at fault. HTTP codes stand in `http/problems.py`, nowhere else.
+
+The docstring's first paragraph is the default message. Attributes carry ids and numbers, so that nobody parses text.
+"""
+
+from attrs import frozen
+
+
+class SojournError(Exception):
+    """Something went wrong in Sojourn."""
+
+    code = "internal"
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or " ".join((type(self).__doc__ or "").split("\n\n")[0].split()))
+
+
+# -- the caller is at fault: answered, and the actor lives ---------------------------------------------------------
+
+
+@frozen(kw_only=True)
+class FieldError:
+    """One mistake in the input: `pointer` is its path (RFC 6901), `code` one of docs/protocol.md's, `detail` cause and fix."""
+
+    code: str
+    detail: str
+    pointer: str
+
+
+class CallerError(SojournError):
+    """The request cannot be taken as it is."""
+
+    code = "invalid_field"
+    pointer: str | None = None
+
+
+class InvalidCommand(CallerError):
+    """The command cannot be read. Raised before anything is done; `errors` names every field that is wrong."""
+
+    def __init__(self, errors: tuple[FieldError, ...]) -> None:
+        super().__init__("; ".join(f"{error.pointer or '/'}: {error.detail}" for error in errors))
+        self.errors = errors
+        self.code = errors[0].code
+        self.pointer = errors[0].pointer
+
+
+class TooLarge(CallerError):
+    """Something is over its limit. `limit` names the limit."""
+
+    code = "too_large"
+
+    def __init__(self, what: str, limit: int, unit: str = "bytes") -> None:
+        super().__init__(f"{what} is over its limit of {limit:,} {unit}; send less at once")
+        self.limit = limit
+
+
+class Rejected(CallerError):
+    """The session's state forbids the command. Raised by `decide`; nothing has changed."""
+
+    code = "rejected"
+
+
+class NoSuchSession(Rejected):
+    """There is no session of this id."""
+
+    code = "no_such_session"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(f"there is no session {session_id!r}; `sojourn ls` shows those there are")
+        self.session_id = session_id
+
+
+class IllegalInStatus(Rejected):
+    """The command is not legal in the session's status."""
+
+    code = "illegal_in_status"
+    pointer = "/type"
+
+    def __init__(self, command_type: str, status: str, legal: tuple[str, ...]) -> None:
+        super().__init__(
+            f"{command_type} is not legal while the session is {status}; legal now: {', '.join(legal) or 'nothing'}"
+        )
+        self.status = status
+
+
+class AlreadyExists(Rejected):
+    """A session of this id exists already."""
+
+    code = "already_exists"
+
+
+class IdempotencyMismatch(Rejected):
+    """This command id was used before with another body; a new command needs a new id."""
+
+    code = "idempotency_mismatch"
+    pointer = "/command_id"
+
+
+class OutOfOrder(Rejected):
+    """A source's number is not the next one. `expected` is."""
+
+    code = "out_of_order"
+    pointer = "/n"
+
+    def __init__(self, source: str, n: int, expected: int) -> None:
+        super().__init__(f"source {source!r} sent n={n}, expected n={expected}; send what lies between first")
+        self.expected = expected
+
+
+class LimitReached(Rejected):
+    """A limit of this session is reached; the session goes on without what would exceed it."""
+
+    code = "limit_reached"
+
+    def __init__(self, limit: str, at: int) -> None:
+        super().__init__(
+            f"the session's limit {limit} = {at:,} is reached; what would exceed it is refused, the rest goes on"
+        )
+        self.limit = limit
+
+
+class MailboxFull(CallerError):
+    """The session has more queued than it may; nothing was taken. Send it again after `retry_after_s`."""
+
+    code = "mailbox_full"
+
+    def __init__(self, what: str, retry_after_s: float = 0.5) -> None:
+        super().__init__(f"{what} is full; nothing was taken, send it again in {retry_after_s:g} s")
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(CallerError):
+    """No answer within the deadline: the outcome is unknown. Sending the same command id again is safe and tells."""
+
+    code = "deadline_exceeded"
+
+
+class Quarantined(CallerError):
+    """The message crashed its actor twice when run alone and was set aside; the actor goes on."""
+
+    code = "quarantined"
+
+
+class DurabilityUnavailable(CallerError):
+    """The asked ack level cannot be given now; what was reached stands in `reached`, and is done."""
+
+    code = "durability_unavailable"
+
+    def __init__(self, asked: str, reached: str | None) -> None:
+        done = f"it is {reached}" if reached else "nothing was done"
+        super().__init__(
+            f"the ack level {asked} cannot be given: no mirror is configured; {done}. Ask for durable"
+        )
+        self.reached = reached
+
+
+# -- another process owns what we thought was ours -----------------------------------------------------------------
+
+
+class OwnershipLost(SojournError):
+    """Another process owns this data folder."""
+
+    code = "ownership_lost"
+
+
+class StaleEpoch(OwnershipLost):
+    """A newer owner has raised the epoch: this process is fenced and must stop. Nothing was written."""
+
+
+class FolderInUse(OwnershipLost):
+    """The data folder has an owner. `pid` is its process, or None where it cannot be told."""
+
+    code = "folder_in_use"
+
+    def __init__(self, folder: str, pid: int | None) -> None:
+        super().__init__(
+            f"data folder {folder} is in use by pid {pid or 'unknown'}; stop that process, name another folder with --data, "
+            "or talk to it with --server URL"
+        )
+        self.pid = pid
+
+
+# -- a store is at fault: never a crash of an actor ----------------------------------------------------------------
+
+
+class StoreError(SojournError):
+    """A store failed."""
+
+    code = "store_unavailable"
+    retry_after_s = 1.0
+
+
+class StorageFull(StoreError):
+    """There is no room: nothing was written. Reads go on, and writes too once there is room."""
+
+    code = "storage_full"
+
+
+class StoreUnavailable(StoreError):
+    """A store did not answer: the outcome is unknown until it is read again. Never raised when nothing was tried."""
+
+
+class NotOpen(StoreError):
+    """The runtime is not open (not yet, or no more); nothing was done."""
+
+    code = "not_open"
+
+
+class Damaged(StoreError):
+    """Stored bytes do not carry their checksum, or miss a part."""
+
+    code = "damaged"
+
+
+class UnusableFolder(StoreError):
+    """The data folder cannot be used: not writable, not ours, or of a newer format."""
+
+    code = "unusable_folder"
+
+
+class ObjectExists(StoreError):
+    """A create-only write found an object of that name; nothing was written."""
+
+    code = "object_exists"
+
+
+class ObjectMissing(StoreError):
+    """There is no object of that name."""
+
+    code = "object_missing"
+
+
+# -- supervision ---------------------------------------------------------------------------------------------------
+
+
+class SupervisionError(SojournError):
+    """A child could not be kept running."""
+
+    code = "supervision"
+
+
+class IntensityExceeded(SupervisionError):
+    """A child crashed more often than its intensity allows and is set aside until it is released."""
+
+    code = "actor_quarantined"
+
+
+class Stopped(SupervisionError):
+    """The runtime has stopped before an answer came: the outcome is unknown. Send it again once it is back."""
+
+    code = "not_open"

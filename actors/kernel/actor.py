@@ -1,0 +1,156 @@
+"""What the kernel asks of an actor, and what it gives one."""
+
+import enum
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from attrs import define, field, frozen
+
+from .envelope import Envelope
+from .mailbox import Mailbox, MailboxLimits
+from .restart import CrashHistory, Intensity
+
+if TYPE_CHECKING:
+    from .scheduler import Kernel
+
+
+class Actor(Protocol):
+    """The one owner of its state. Its methods never await and never block.
+
+    An error of the families CallerError and StoreError is the turn's answer, and the actor lives. Any other crashes the
+    actor: its whole slot is discarded, the actor dropped and started anew, and the slot's messages are handled one by one.
+    """
+
+    def receive(self, message: Any) -> Any:
+        """One turn: handle the message and return the answer to it."""
+        ...
+
+    def close_slot(self) -> Any:
+        """What the turns since the last call changed, as one record to commit; None where nothing needs to be kept."""
+        ...
+
+
+class Restart(enum.Enum):
+    """Whether a crashed actor starts again."""
+
+    PERMANENT = "permanent"
+    TEMPORARY = "temporary"
+
+
+@frozen(kw_only=True)
+class ActorSpec:
+    """How an actor comes to be and is kept running. `start` may read from stores; it is given the actor's context and
+    returns the actor with its state loaded. Its StoreErrors are answered to whoever waits, other errors are crashes."""
+
+    start: "Callable[[ActorContext], Awaitable[Actor]]"
+    restart: Restart = Restart.PERMANENT
+    intensity: Intensity = field(factory=Intensity)
+    mailbox: MailboxLimits = field(factory=MailboxLimits)
+
+
+class CellState(enum.Enum):
+    """Where a registered actor is. Messages are taken in all of them but QUARANTINED."""
+
+    ABSENT = "absent"  # nothing in memory; the next message starts it
+    STARTING = "starting"  # its state is being read
+    IDLE = "idle"  # loaded, nothing waits
+    QUEUED = "queued"  # in the run queue
+    RUNNING = "running"  # in its slot
+    COMMITTING = "committing"  # parked until its slot's record is committed or refused
+    BACKOFF = "backoff"  # crashed; starts again soon
+    QUARANTINED = "quarantined"  # crashed too often; a person must release it
+
+
+@define(eq=False)
+class Cell:
+    """An actor's place in the registry: it outlives the actor, and holds its mailbox."""
+
+    actor_id: str
+    spec: ActorSpec
+    mailbox: Mailbox
+    state: CellState = CellState.ABSENT
+    actor: Actor | None = None
+    effects: "list[Effect] | None" = None
+    history: CrashHistory | None = None
+    solo: int = 0  # so many of the next messages run one per slot: their slot crashed
+    active_at: float = 0.0
+    timers: "dict[str, Timer] | None" = None
+
+
+@define(eq=False)
+class Timer:
+    """A message to an actor at a moment. The wheel holds it."""
+
+    cell: Cell
+    key: str
+    message: Any
+    bucket: "set[Any] | None" = None
+
+
+@define(eq=False)
+class Job:
+    """Slow work started by a turn. Its result comes back to the actor as a `JobDone` on the control lane."""
+
+    cell: Cell
+    key: str
+    run: Callable[[], Awaitable[Any]]
+    deadline_s: float
+
+
+@frozen(kw_only=True)
+class JobDone:
+    """How a job ended: `value`, or `error` (a `TimeoutError` past its deadline)."""
+
+    key: str
+    value: Any = None
+    error: Exception | None = None
+
+
+@define(eq=False)
+class Slot:
+    """Up to 64 turns of one actor in a row, and what leaves with them: one record, the answers, the effects."""
+
+    cell: Cell
+    turns: list[Envelope]
+    record: Any
+    effects: "list[Effect] | None"
+
+
+Effect = Callable[[], None]
+
+
+class ActorContext:
+    """What an actor may start from within a turn. All of it leaves with the slot: not before its record is committed, and
+    not at all where that is refused or the slot crashes."""
+
+    def __init__(self, kernel: "Kernel", cell: Cell) -> None:
+        self._kernel = kernel
+        self._cell = cell
+
+    @property
+    def actor_id(self) -> str:
+        return self._cell.actor_id
+
+    def start_job(self, key: str, run: Callable[[], Awaitable[Any]], *, deadline_s: float = 60.0) -> None:
+        """Run slow work; its result is a later turn (`JobDone` with this key). Lost with the process: the actor must be
+        able to tell from its state that it had begun."""
+        job = Job(self._cell, key, run, deadline_s)
+        self._after_commit(lambda: self._kernel.launch(job))
+
+    def set_timer(self, key: str, delay_s: float, message: Any) -> None:
+        """Tell the actor `message` after `delay_s`, once, in steps of 50 ms; a timer of the same key is replaced."""
+        self._after_commit(lambda: self._kernel.set_timer(self._cell, key, delay_s, message))
+
+    def cancel_timer(self, key: str) -> None:
+        """No timer of this key: nothing happens."""
+        self._after_commit(lambda: self._kernel.cancel_timer(self._cell, key))
+
+    def tell(self, actor_id: str, message: Any) -> None:
+        """To another actor. A full mailbox there makes it a dead letter."""
+        self._after_commit(lambda: self._kernel.tell_or_bury(actor_id, message))
+
+    def _after_commit(self, effect: Effect) -> None:
+        effects = self._cell.effects
+        if effects is None:
+            effects = self._cell.effects = []
+        effects.append(effect)

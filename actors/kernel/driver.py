@@ -1,0 +1,87 @@
+"""The one thin driver between the sans-IO kernel and anyio: steps it when there is work, starts what it asks for."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint
+
+from .actor import ActorContext, Cell, Job
+from .park import Gate
+from .scheduler import Kernel
+
+
+class Driver:
+    """Runs a kernel until cancelled. Starts and jobs run as tasks beside it and end with it."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._alarm_at = math.inf
+        self._alarm_moved = Gate()
+
+    async def run(self, started: Callable[[], None]) -> None:
+        """A child of a supervisor: calls `started` once it drives."""
+        kernel = self._kernel
+        clock = kernel.clock
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._ring)
+            started()
+            while True:
+                next_at = kernel.step(clock())
+                if kernel.starts or kernel.jobs:
+                    self._launch(tasks)
+                if next_at <= clock():
+                    await checkpoint()
+                    continue
+                if next_at < self._alarm_at:
+                    self._alarm_at = next_at
+                    self._alarm_moved.wake()
+                await kernel.ready.wait()
+
+    async def _ring(self) -> None:
+        """Wake the kernel at its next deadline. A task of its own, which sleeps through the common case that an earlier
+        deadline than the armed one never comes: a timeout around every wait would cost more than an ask."""
+        kernel = self._kernel
+        while True:
+            pause_s = self._alarm_at - kernel.clock()
+            if pause_s > 0:
+                with anyio.move_on_after(pause_s):
+                    await self._alarm_moved.wait()
+                continue
+            self._alarm_at = math.inf
+            kernel.ready.wake()
+            await self._alarm_moved.wait()
+
+    def _launch(self, tasks: TaskGroup) -> None:
+        kernel = self._kernel
+        starts, kernel.starts = kernel.starts, []
+        jobs, kernel.jobs = kernel.jobs, []
+        for cell, context in starts:
+            tasks.start_soon(self._start, cell, context)
+        for job in jobs:
+            tasks.start_soon(self._work, job)
+
+    async def _start(self, cell: Cell, context: ActorContext) -> None:
+        kernel = self._kernel
+        try:
+            actor = await cell.spec.start(context)
+        except anyio.get_cancelled_exc_class():
+            kernel.start_cancelled(cell)
+            raise
+        except Exception as error:  # noqa: BLE001 - judged there: an answer, or a crash
+            kernel.start_failed(cell, error)
+        else:
+            kernel.started(cell, actor)
+
+    async def _work(self, job: Job) -> None:
+        ended: Callable[[Any, Exception | None], None] = partial(self._kernel.job_ended, job)
+        try:
+            with anyio.fail_after(job.deadline_s):
+                value = await job.run()
+        except Exception as error:  # noqa: BLE001 - the job's result, told to its actor
+            ended(None, error)
+        else:
+            ended(value, None)

@@ -1,0 +1,66 @@
+"""One wheel for every deadline and timer of a kernel.
+
+Asks almost always end long before their deadline, so what counts is the cost of adding and removing: a set a tick gives
+both in constant time (a cancel scope an ask costs 3x, a heap leaves millions of dead entries at 300 k asks/s).
+"""
+
+import heapq
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+TICKS_PER_S = 20
+
+
+class Entry(Protocol):
+    """What hangs in the wheel; the wheel writes its place into `bucket`."""
+
+    bucket: "set[Entry] | None"
+
+
+class Wheel:
+    """Deadlines in ticks of 50 ms: nothing is early, and nothing later than one tick and the loop's own lag."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, set[Entry]] = {}
+        self._ticks: list[int] = []
+
+    def add(self, entry: Entry, deadline: float) -> None:
+        """Args: deadline: on the kernel's monotonic clock, in seconds."""
+        tick = int(deadline * TICKS_PER_S) + 1
+        bucket = self._buckets.get(tick)
+        if bucket is None:
+            bucket = self._buckets[tick] = set()
+            heapq.heappush(self._ticks, tick)
+        bucket.add(entry)
+        entry.bucket = bucket
+
+    @staticmethod
+    def remove(entry: Entry) -> None:
+        """An entry that hangs nowhere: nothing happens."""
+        bucket = entry.bucket
+        if bucket is not None:
+            bucket.discard(entry)
+            entry.bucket = None
+
+    def due(self, now: float) -> Iterator[Entry]:
+        """Take out and yield everything whose tick has passed, by tick."""
+        ticks = self._ticks
+        while ticks and ticks[0] <= now * TICKS_PER_S:
+            bucket = self._buckets.pop(heapq.heappop(ticks))
+            while bucket:
+                entry = bucket.pop()
+                entry.bucket = None
+                yield entry
+
+    def next_at(self) -> float:
+        """When something is due, in seconds on the same clock; infinity where nothing is."""
+        ticks = self._ticks
+        while ticks:
+            if self._buckets[ticks[0]]:
+                return ticks[0] / TICKS_PER_S
+            del self._buckets[heapq.heappop(ticks)]
+        return math.inf
+
+    def __len__(self) -> int:
+        return sum(map(len, self._buckets.values()))

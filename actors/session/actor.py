@@ -1,0 +1,139 @@
+"""The session actor: owns one session's state, decides and applies, and hands each slot's events over as one record."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+
+from attrs import define, frozen
+
+from ..errors import CallerError
+from ..ports import Record
+from .codec import encode_event, public_state
+from .commands import Command
+from .core import answer_seq, apply, decide
+from .model import Limits, SessionState
+from .record import public_record
+
+
+@frozen(kw_only=True)
+class Surroundings:
+    """What all sessions of a runtime share. `now` is the wall clock (aware UTC)."""
+
+    epoch: int
+    limits: Limits
+    now: Callable[[], datetime]
+
+
+@define
+class Done:
+    """A command took effect: its last event. `duplicate`: it had before, and this sending changed nothing."""
+
+    seq: int
+    duplicate: bool = False
+
+
+@frozen
+class Batch:
+    """Commands handled in one turn and committed as one. A CallerError among them is a line that could not be read; it is
+    answered in its place."""
+
+    commands: Sequence[Command | CallerError]
+
+
+@frozen
+class Read:
+    """Calls a function with the state, in a turn of its own: it sees nothing that is not durable when its answer leaves.
+    The function must not change or keep the state."""
+
+    look: Callable[[SessionState], Any]
+
+
+class SessionActor:
+    """See kernel.actor.Actor."""
+
+    __slots__ = ("_around", "_first_seq", "_lines", "_now", "state")
+
+    def __init__(self, state: SessionState, around: Surroundings) -> None:
+        self.state = state
+        self._around = around
+        self._lines: list[bytes] = []
+        self._first_seq = 0
+        self._now: datetime | None = None
+
+    def receive(self, message: Command | Batch | Read) -> Any:
+        """Answers Done to a command, a list of Done or CallerError to a batch, what `look` returns to a read."""
+        kind = type(message)
+        if kind is Command:
+            return self._handle(message)  # type: ignore[arg-type]
+        if kind is Batch:
+            return [self._judge(command) for command in message.commands]  # type: ignore[union-attr]
+        return message.look(self.state)  # type: ignore[union-attr]
+
+    def _judge(self, command: Command | CallerError) -> Done | CallerError:
+        if isinstance(command, CallerError):
+            return command
+        try:
+            return self._handle(command)
+        except CallerError as error:
+            return error
+
+    def _handle(self, command: Command) -> Done:
+        state, around = self.state, self._around
+        lines = self._lines
+        now = self._now
+        if now is None:
+            # One reading a slot: its events share their time to the microsecond, and the clock costs a tenth of a turn.
+            now = self._now = around.now()
+        events = decide(state, command, now=now, limits=around.limits)
+        if not events:
+            return Done(answer_seq(state, command), True)
+        if not lines:
+            self._first_seq = events[0].seq
+        for event in events:
+            apply(state, event, limits=around.limits)
+            lines.append(encode_event(event))
+        return Done(state.seq)
+
+    def close_slot(self) -> Record | None:
+        """The events of the slot's turns, as one record."""
+        self._now = None
+        lines = self._lines
+        if not lines:
+            return None
+        payload = lines[0] if len(lines) == 1 else b"".join(lines)
+        record = Record(self.state.session_id, self._first_seq, len(lines), self._around.epoch, payload)
+        lines.clear()
+        return record
+
+
+def read_record(epoch: int) -> Read:
+    """A read that answers the public record."""
+    return Read(lambda state: public_record(state, epoch=epoch))
+
+
+def read_state() -> Read:
+    """A read that answers (seq, canonical JSON of the state)."""
+    return Read(lambda state: (state.seq, public_state(state)))
+
+
+def read_copy() -> Read:
+    """A read that answers a copy for a snapshot. Documents are never changed, only replaced, so the maps are copied and
+    the documents shared: 2 ms at 100,000 of them."""
+    return Read(copy_state)
+
+
+def copy_state(state: SessionState) -> SessionState:
+    """A state that stays as it is while the original goes on."""
+    return SessionState(
+        commands=state.commands.copy(),
+        counters=state.counters.copy(),
+        header=state.header,
+        progress=state.progress,
+        resources=state.resources,
+        results=state.results.copy(),
+        seq=state.seq,
+        session_id=state.session_id,
+        size_bytes=state.size_bytes,
+        sources=state.sources.copy(),
+        updated_at=state.updated_at,
+    )

@@ -1,0 +1,153 @@
+"""Events and states as canonical JSON (sorted keys, no spaces, UTF-8), and back.
+
+This reads only what Sojourn itself wrote, so it may be fast: msgspec takes the attrs classes as they are. Input from
+outside goes through `wire.py`.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from attrs import define, frozen
+
+from ..errors import Damaged
+from .commands import KIND_BY_EVENT, Body, Cause, Command, Event, SourceCause
+from .model import SessionState
+
+STATE_FORMAT = 1
+
+# "deterministic" sorts the keys of dicts; those of classes come in the order of their fields, which is alphabetical.
+_encode = msgspec.json.Encoder(order="deterministic").encode
+
+
+def encode_event(event: Event) -> bytes:
+    """One line, with its newline."""
+    return _encode(event) + b"\n"
+
+
+def command_digest(command: Command) -> str:
+    """Tells one body from another under the same command id. It catches a mistake, not malice: a caller who forges a
+    collision only keeps its own command from taking effect."""
+    return f"{zlib.crc32(_encode(command.body), zlib.crc32(command.type.encode())):08x}"
+
+
+@define
+class _Line:
+    at: datetime
+    cause: dict[str, Any] | None
+    data: msgspec.Raw
+    seq: int
+    type: str
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+_decode_body: dict[str, Any] = {
+    event: msgspec.json.Decoder(kind.body).decode for event, kind in KIND_BY_EVENT.items()
+}
+
+
+def decode_event(line: bytes | memoryview) -> Event:
+    """The event of one line. Raises Damaged for what this version did not write, and names the cause."""
+    try:
+        raw = _decode_line(line)
+        decode_body = _decode_body.get(raw.type)
+        if decode_body is None:
+            raise Damaged(
+                f"unknown event type {raw.type!r}: written by a newer version of Sojourn; upgrade this one"
+            )
+        body: Body = decode_body(raw.data)
+        cause = raw.cause
+        if cause is None:
+            return Event(raw.at, None, body, raw.seq, raw.type)
+        kind = SourceCause if "source" in cause else Cause
+        return Event(raw.at, kind(**cause), body, raw.seq, raw.type)
+    except (msgspec.MsgspecError, TypeError) as error:
+        raise Damaged(f"a stored event cannot be read: {error}") from error
+
+
+def decode_events(payload: bytes, after_seq: int = 0) -> Iterable[Event]:
+    """The events of a record's payload above `after_seq`, in order."""
+    for line in payload.splitlines():
+        event = decode_event(line)
+        if event.seq > after_seq:
+            yield event
+
+
+def public_state(state: SessionState) -> bytes:
+    """What `GET .../state` answers: the state without what only deduplication needs."""
+    return _encode(
+        {
+            "counters": state.counters,
+            "header": state.header,
+            "progress": state.progress,
+            "resources": state.resources,
+            "results": state.results,
+            "seq": state.seq,
+            "updated_at": state.updated_at,
+        }
+    )
+
+
+@frozen(kw_only=True)
+class _Envelope:
+    checksum: str
+    epoch: int
+    format: int
+    seq: int
+    session_id: str
+    state: msgspec.Raw
+
+
+@frozen(kw_only=True)
+class Snapshot:
+    """A whole state at a seq, and the epoch of the process that wrote it."""
+
+    epoch: int
+    seq: int
+    session_id: str
+    state: SessionState
+
+
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_state = msgspec.json.Decoder(SessionState).decode
+
+
+def encode_snapshot(state: SessionState, epoch: int) -> bytes:
+    """A JSON document that a person can open: format, seq, epoch and SHA-256 around the plain state."""
+    raw = _encode(state)
+    return _encode(
+        _Envelope(
+            checksum=hashlib.sha256(raw).hexdigest(),
+            epoch=epoch,
+            format=STATE_FORMAT,
+            seq=state.seq,
+            session_id=state.session_id,
+            state=msgspec.Raw(raw),
+        )
+    )
+
+
+def decode_snapshot(data: bytes) -> Snapshot:
+    """Raises Damaged where the checksum does not hold, the document is cut short, or a newer version wrote it."""
+    try:
+        envelope = _decode_envelope(data)
+        if envelope.format > STATE_FORMAT:
+            raise Damaged(
+                f"snapshot format {envelope.format} is newer than this version's {STATE_FORMAT}; upgrade Sojourn"
+            )
+        raw = bytes(envelope.state)
+        if hashlib.sha256(raw).hexdigest() != envelope.checksum:
+            raise Damaged(
+                f"the snapshot of {envelope.session_id} at seq {envelope.seq} does not carry its checksum"
+            )
+        state: SessionState = _decode_state(raw)
+    except msgspec.MsgspecError as error:
+        raise Damaged(f"a snapshot cannot be read: {error}") from error
+    if (state.seq, state.session_id) != (envelope.seq, envelope.session_id):
+        raise Damaged(f"the snapshot of {envelope.session_id} says seq {envelope.seq} and holds {state.seq}")
+    # Stored sorted by id; eviction needs the order in which they came.
+    state.commands = dict(sorted(state.commands.items(), key=lambda item: item[1].first_seq))
+    return Snapshot(epoch=envelope.epoch, seq=state.seq, session_id=state.session_id, state=state)

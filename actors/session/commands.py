@@ -1,0 +1,197 @@
+"""What a session can be asked, what then happens, and when that is legal: one table, `KINDS`, which a test walks.
+
+A command's body and its event's data are the same class: the event holds the command's fields under the same names.
+Fields stand in alphabetical order (canonical JSON).
+"""
+
+from datetime import datetime
+
+from attrs import define, field, frozen
+
+from .model import CaseOutcome, Outcome, Scalar, Status
+
+
+@frozen(kw_only=True)
+class Create:
+    """A new session. `environment` and `metadata` hold at most 100 keys of 128 characters."""
+
+    environment: dict[str, Scalar] = field(factory=dict)
+    metadata: dict[str, Scalar] = field(factory=dict)
+    plan: str = ""
+    title: str = ""
+    user_id: str = ""
+
+
+@frozen(kw_only=True)
+class Start:
+    """The session begins to run."""
+
+
+@frozen(kw_only=True)
+class Pause:
+    """The session rests until it is resumed."""
+
+    reason: str | None = None
+
+
+@frozen(kw_only=True)
+class Resume:
+    """A paused session runs again."""
+
+
+@frozen(kw_only=True)
+class Complete:
+    """The session ran to its end."""
+
+    exit_code: int | None = None
+    outcome: Outcome
+    reason: str | None = None
+
+
+@frozen(kw_only=True)
+class Fail:
+    """The session could not run to its end. The event's outcome is `error`."""
+
+    exit_code: int | None = None
+    outcome: Outcome = field(default=Outcome.ERROR, init=False)
+    reason: str | None = None
+
+
+@frozen(kw_only=True)
+class Cancel:
+    """Someone ended the session. The event's outcome is `cancelled`."""
+
+    exit_code: int | None = None
+    outcome: Outcome = field(default=Outcome.CANCELLED, init=False)
+    reason: str | None = None
+
+
+@define(kw_only=True)
+class ReportProgress:
+    """How far the work is, in units of the reporter's own."""
+
+    done: int
+    message: str | None = None
+    total: int | None = None
+
+
+@define(kw_only=True)
+class RecordResult:
+    """What came of one test case. `details` (a traceback) stays in the history; the state keeps the rest."""
+
+    case_id: str
+    details: str | None = None
+    duration_s: float
+    message: str | None = None
+    outcome: CaseOutcome
+    started_at: datetime | None = None
+
+
+@define(kw_only=True)
+class AppendLog:
+    """One line of output. `truncated_bytes` says how much of it was cut, `invalid_utf8` that some of it was replaced."""
+
+    emitted_at: datetime | None = None
+    invalid_utf8: bool = False
+    level: str | None = None
+    stream: str
+    text: str
+    truncated_bytes: int = 0
+
+
+@define(kw_only=True)
+class SampleResources:
+    """A process tree at a moment: CPU seconds and bytes read and written so far, memory now."""
+
+    cpu_s: float
+    processes: int
+    read_bytes: int
+    rss_bytes: int
+    written_bytes: int
+
+
+Body = (
+    Create | Start | Pause | Resume | Complete | Fail | Cancel
+    | ReportProgress | RecordResult | AppendLog | SampleResources
+)  # fmt: skip
+
+
+@define
+class Command:
+    """Asked of a session. At most one of `command_id` and (`source`, `n`) makes it safe to send again; with neither, a
+    second sending takes effect twice. `digest` tells one body from another and is needed with a `command_id` only."""
+
+    type: str
+    body: Body
+    command_id: str | None = None
+    digest: str = ""
+    source: str | None = None
+    n: int = 0
+
+
+@define
+class Cause:
+    """Which command an event came from. `events` is how many that command has, on the first of them, else 0."""
+
+    command_id: str
+    digest: str
+    events: int
+
+
+@define
+class SourceCause:
+    """Which message of a source an event came from. `events` as in `Cause`."""
+
+    events: int
+    n: int
+    source: str
+
+
+@define
+class Event:
+    """Something that happened to a session. `seq` counts from 1 without a gap; `at` never falls within a session."""
+
+    at: datetime
+    cause: Cause | SourceCause | None
+    data: Body
+    seq: int
+    type: str
+
+
+@frozen(kw_only=True)
+class Kind:
+    """A row of the table: a command, its event, their body, and the statuses in which it is legal (none: no session yet)."""
+
+    command: str
+    event: str
+    body: type[Body]
+    legal: frozenset[Status]
+
+
+_ACTIVE = frozenset({Status.RUNNING, Status.PAUSED})
+_OPEN = _ACTIVE | {Status.CREATED}
+_ANY = frozenset(Status)
+
+KINDS: tuple[Kind, ...] = (
+    Kind(command="session.create", event="session.created", body=Create, legal=frozenset()),
+    Kind(command="session.start", event="session.started", body=Start, legal=frozenset({Status.CREATED})),
+    Kind(command="session.pause", event="session.paused", body=Pause, legal=frozenset({Status.RUNNING})),
+    Kind(command="session.resume", event="session.resumed", body=Resume, legal=frozenset({Status.PAUSED})),
+    Kind(command="session.complete", event="session.completed", body=Complete, legal=_ACTIVE),
+    Kind(command="session.fail", event="session.failed", body=Fail, legal=_OPEN),
+    Kind(command="session.cancel", event="session.cancelled", body=Cancel, legal=_OPEN),
+    Kind(command="progress.report", event="progress.reported", body=ReportProgress, legal=_ACTIVE),
+    Kind(command="result.record", event="result.recorded", body=RecordResult, legal=_ACTIVE),
+    # Late lines and samples are taken after the end: output is drained after the process has gone.
+    Kind(command="log.append", event="log.appended", body=AppendLog, legal=_ANY),
+    Kind(
+        command="resource.sample",
+        event="resource.sampled",
+        body=SampleResources,
+        legal=_ANY - {Status.CREATED},
+    ),
+)
+KIND_BY_COMMAND = {kind.command: kind for kind in KINDS}
+KIND_BY_EVENT = {kind.event: kind for kind in KINDS}
+ENDING_COMMANDS = frozenset({"session.complete", "session.fail", "session.cancel"})
+ENDING_EVENTS = frozenset({"session.completed", "session.failed", "session.cancelled"})

@@ -1,0 +1,231 @@
+"""The session's pure core: `decide` says what a command makes happen, `apply` folds an event into the state.
+
+No clock, no randomness, no log, no input or output: time comes in as an argument, so a history replays alike.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from attrs import evolve
+
+from ..errors import (
+    AlreadyExists,
+    IdempotencyMismatch,
+    IllegalInStatus,
+    LimitReached,
+    NoSuchSession,
+    OutOfOrder,
+)
+from .commands import KINDS, Cause, Command, Event, RecordResult, SourceCause
+from .model import DedupEntry, Header, Limits, Progress, Resources, Result, SessionState, SourceMark, Status
+
+# What a result costs beside its texts: measured with `sys.getsizeof`, rounded up.
+RESULT_BYTES = 240
+
+_EVENT_OF = {kind.command: kind.event for kind in KINDS}
+_LEGAL_IN = {status: frozenset(kind.command for kind in KINDS if status in kind.legal) for status in Status}
+
+
+def decide(state: SessionState, command: Command, *, now: datetime, limits: Limits) -> tuple[Event, ...]:
+    """What `command` makes happen to `state`, which stays as it is; empty where the command took effect before.
+
+    Args:
+        now: aware UTC; an event's time is the later of it and the last event's, so times never fall.
+
+    Raises:
+        Rejected: the command has no effect; its class says why. Never for a command that took effect before.
+    """
+    cause: Cause | SourceCause | None = None
+    if command.source is not None:
+        mark = state.sources.get(command.source)
+        expected = mark.n + 1 if mark is not None else 1
+        if command.n < expected:
+            return ()
+        if command.n > expected:
+            raise OutOfOrder(command.source, command.n, expected)
+        if mark is None and len(state.sources) >= limits.sources_max:
+            raise LimitReached("sources_max", limits.sources_max)
+        cause = SourceCause(1, command.n, command.source)
+    elif command.command_id is not None:
+        entry = state.commands.get(command.command_id)
+        if entry is not None:
+            if entry.digest != command.digest:
+                raise IdempotencyMismatch
+            return ()
+        cause = Cause(command.command_id, command.digest, 1)
+
+    header = state.header
+    kind = command.type
+    if header is None:
+        if kind != "session.create":
+            raise NoSuchSession(state.session_id)
+    elif kind not in _LEGAL_IN[header.status]:
+        if kind == "session.create":
+            raise AlreadyExists(f"session {state.session_id} exists already")
+        raise IllegalInStatus(kind, header.status.value, tuple(sorted(_LEGAL_IN[header.status])))
+    if kind == "result.record":
+        _check_room(state, command.body, limits)  # type: ignore[arg-type]
+    last = state.updated_at
+    at = now if last is None or now > last else last
+    return (Event(at, cause, command.body, state.seq + 1, _EVENT_OF[kind]),)
+
+
+def answer_seq(state: SessionState, command: Command) -> int:
+    """The last event of a command that took effect before (for a source: of the source's last one)."""
+    if command.source is not None:
+        return state.sources[command.source].seq
+    assert command.command_id is not None
+    entry = state.commands[command.command_id]
+    return entry.first_seq + entry.events - 1
+
+
+def apply(state: SessionState, event: Event, *, limits: Limits) -> None:
+    """Fold `event` into `state`. Total for every event that `decide` made; the cost does not grow with the state."""
+    seq = event.seq
+    if seq != state.seq + 1:
+        raise AssertionError(f"event {seq} does not follow {state.seq} in {state.session_id}")
+    _APPLY[event.type](state, event.data, event)
+    state.seq = seq
+    state.updated_at = event.at
+    cause = event.cause
+    if cause is not None and cause.events:
+        if isinstance(cause, SourceCause):
+            _remember_source(state, cause, seq)
+        else:
+            _remember_command(state, cause, event, limits)
+
+
+def fold(session_id: str, events: list[Event], *, limits: Limits) -> SessionState:
+    """The state after `events`, from nothing."""
+    state = SessionState(session_id=session_id)
+    for event in events:
+        apply(state, event, limits=limits)
+    return state
+
+
+def _remember_source(state: SessionState, cause: SourceCause, seq: int) -> None:
+    state.sources[cause.source] = SourceMark(cause.n, seq + cause.events - 1)
+
+
+def _remember_command(state: SessionState, cause: Cause, event: Event, limits: Limits) -> None:
+    window = state.commands
+    window[cause.command_id] = DedupEntry(event.at, cause.digest, cause.events, event.seq)
+    if len(window) > limits.dedup_commands_max:
+        del window[next(iter(window))]
+    # Two a time at most: one comes in, so the old ones go at least as fast, and the cost stays constant.
+    horizon = event.at - timedelta(seconds=limits.dedup_age_s)
+    for _ in range(2):
+        oldest = next(iter(window))
+        if window[oldest].at >= horizon:
+            break
+        del window[oldest]
+
+
+def _result_bytes(body: RecordResult) -> int:
+    return len(body.case_id) + len(body.message or "") + RESULT_BYTES
+
+
+def _check_room(state: SessionState, body: RecordResult, limits: Limits) -> None:
+    if body.case_id not in state.results and len(state.results) >= limits.results_max:
+        raise LimitReached("results_max", limits.results_max)
+    if state.size_bytes + _result_bytes(body) > limits.state_bytes_max:
+        raise LimitReached("state_bytes_max", limits.state_bytes_max)
+
+
+def _created(state: SessionState, body: Any, event: Event) -> None:
+    state.header = Header(
+        created_at=event.at,
+        environment=body.environment,
+        metadata=body.metadata,
+        plan=body.plan,
+        session_id=state.session_id,
+        title=body.title,
+        user_id=body.user_id,
+    )
+
+
+def _started(state: SessionState, body: Any, event: Event) -> None:
+    state.header = evolve(_header(state), status=Status.RUNNING, started_at=event.at)
+
+
+def _paused(state: SessionState, body: Any, event: Event) -> None:
+    state.header = evolve(_header(state), status=Status.PAUSED, reason=body.reason)
+
+
+def _resumed(state: SessionState, body: Any, event: Event) -> None:
+    state.header = evolve(_header(state), status=Status.RUNNING, reason=None)
+
+
+def _ended(status: Status) -> Callable[[SessionState, Any, Event], None]:
+    def end(state: SessionState, body: Any, event: Event) -> None:
+        state.header = evolve(
+            _header(state),
+            status=status,
+            ended_at=event.at,
+            exit_code=body.exit_code,
+            outcome=body.outcome,
+            reason=body.reason,
+        )
+
+    return end
+
+
+def _progress(state: SessionState, body: Any, event: Event) -> None:
+    state.progress = Progress(done=body.done, message=body.message, reported_at=event.at, total=body.total)
+
+
+def _result(state: SessionState, body: Any, event: Event) -> None:
+    counters = state.counters
+    before = state.results.get(body.case_id)
+    runs = 1
+    if before is not None:
+        runs = before.runs + 1
+        counters[f"results.{before.outcome.value}"] -= 1
+        state.size_bytes -= len(body.case_id) + len(before.message or "") + RESULT_BYTES
+    name = f"results.{body.outcome.value}"
+    counters[name] = counters.get(name, 0) + 1
+    state.results[body.case_id] = Result(
+        body.duration_s, body.message, body.outcome, runs, event.seq, body.started_at
+    )
+    state.size_bytes += _result_bytes(body)
+
+
+def _log(state: SessionState, body: Any, event: Event) -> None:
+    counters = state.counters
+    counters["logs.lines"] = counters.get("logs.lines", 0) + 1
+    counters["logs.bytes"] = counters.get("logs.bytes", 0) + len(body.text)
+
+
+def _resources(state: SessionState, body: Any, event: Event) -> None:
+    before = state.resources
+    state.resources = Resources(
+        cpu_s=body.cpu_s,
+        processes=body.processes,
+        read_bytes=body.read_bytes,
+        rss_bytes=body.rss_bytes,
+        rss_peak_bytes=max(body.rss_bytes, before.rss_peak_bytes if before is not None else 0),
+        sampled_at=event.at,
+        samples=before.samples + 1 if before is not None else 1,
+        written_bytes=body.written_bytes,
+    )
+
+
+def _header(state: SessionState) -> Header:
+    assert state.header is not None
+    return state.header
+
+
+_APPLY: dict[str, Callable[[SessionState, Any, Event], None]] = {
+    "session.created": _created,
+    "session.started": _started,
+    "session.paused": _paused,
+    "session.resumed": _resumed,
+    "session.completed": _ended(Status.COMPLETED),
+    "session.failed": _ended(Status.FAILED),
+    "session.cancelled": _ended(Status.CANCELLED),
+    "progress.reported": _progress,
+    "result.recorded": _result,
+    "log.appended": _log,
+    "resource.sampled": _resources,
+}

@@ -1,0 +1,1 @@
+"""Sojourn keeps long test sessions alive: durable, watchable, comparable."""

@@ -1,0 +1,262 @@
+"""The session's pure core: the legality table, the fold, deduplication, order of sources, limits."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sojourn.actors.errors import (
+    AlreadyExists,
+    IdempotencyMismatch,
+    IllegalInStatus,
+    LimitReached,
+    NoSuchSession,
+    OutOfOrder,
+    Rejected,
+)
+from sojourn.actors.session import codec
+from sojourn.actors.session.commands import (
+    KINDS,
+    AppendLog,
+    Body,
+    Cancel,
+    Command,
+    Complete,
+    Create,
+    Event,
+    Fail,
+    Kind,
+    Pause,
+    RecordResult,
+    ReportProgress,
+    Resume,
+    SampleResources,
+    Start,
+)
+from sojourn.actors.session.core import answer_seq, apply, decide, fold
+from sojourn.actors.session.model import CaseOutcome, Limits, Outcome, SessionState, Status
+
+NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
+LIMITS = Limits()
+SAMPLE: dict[str, Body] = {
+    "session.create": Create(title="t", plan="p"),
+    "session.start": Start(),
+    "session.pause": Pause(reason="lunch"),
+    "session.resume": Resume(),
+    "session.complete": Complete(outcome=Outcome.PASSED, exit_code=0),
+    "session.fail": Fail(exit_code=3),
+    "session.cancel": Cancel(),
+    "progress.report": ReportProgress(done=1, total=2),
+    "result.record": RecordResult(case_id="m::a", outcome=CaseOutcome.PASSED, duration_s=0.5),
+    "log.append": AppendLog(stream="stdout", text="hello"),
+    "resource.sample": SampleResources(cpu_s=1.0, processes=2, read_bytes=3, rss_bytes=4, written_bytes=5),
+}
+PATH_TO: dict[Status, tuple[str, ...]] = {
+    Status.CREATED: ("session.create",),
+    Status.RUNNING: ("session.create", "session.start"),
+    Status.PAUSED: ("session.create", "session.start", "session.pause"),
+    Status.COMPLETED: ("session.create", "session.start", "session.complete"),
+    Status.FAILED: ("session.create", "session.fail"),
+    Status.CANCELLED: ("session.create", "session.cancel"),
+}
+
+
+def do(
+    state: SessionState, command: Command, *, now: datetime = NOW, limits: Limits = LIMITS
+) -> tuple[Event, ...]:
+    events = decide(state, command, now=now, limits=limits)
+    for event in events:
+        apply(state, event, limits=limits)
+    return events
+
+
+def session(status: Status = Status.RUNNING) -> SessionState:
+    state = SessionState(session_id="sess_1")
+    for kind in PATH_TO[status]:
+        do(state, Command(kind, SAMPLE[kind]))
+    return state
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.command)
+@pytest.mark.parametrize("status", PATH_TO, ids=lambda status: status.value)
+def test_every_command_is_legal_exactly_where_the_table_says(kind: Kind, status: Status) -> None:
+    state = session(status)
+    before = codec.encode_snapshot(state, 1)
+    if status in kind.legal:
+        (event,) = do(state, Command(kind.command, SAMPLE[kind.command]))
+        assert event.type == kind.event
+        assert event.data == SAMPLE[kind.command]
+    else:
+        with pytest.raises(Rejected) as refusal:
+            do(state, Command(kind.command, SAMPLE[kind.command]))
+        assert isinstance(refusal.value, IllegalInStatus | AlreadyExists)
+        assert codec.encode_snapshot(state, 1) == before
+
+
+@pytest.mark.parametrize("kind", [kind.command for kind in KINDS if kind.command != "session.create"])
+def test_nothing_but_a_creation_is_legal_before_one(kind: str) -> None:
+    with pytest.raises(NoSuchSession):
+        do(SessionState(session_id="sess_1"), Command(kind, SAMPLE[kind]))
+
+
+def test_no_command_leads_into_a_status_without_a_path_here() -> None:
+    assert set(PATH_TO) == set(Status) - {Status.ABANDONED}
+
+
+def test_seq_counts_from_one_without_a_gap() -> None:
+    state = session(Status.COMPLETED)
+    assert state.seq == 3
+
+
+def test_an_events_time_never_falls() -> None:
+    state = session()
+    (event,) = do(state, Command("progress.report", SAMPLE["progress.report"]), now=NOW - timedelta(hours=1))
+    assert event.at == NOW
+
+
+def test_the_same_command_takes_effect_once() -> None:
+    state = session()
+    command = Command("log.append", SAMPLE["log.append"], "c1", "d")
+    (event,) = do(state, command)
+    do(state, Command("log.append", SAMPLE["log.append"]))
+    assert do(state, command) == ()
+    assert answer_seq(state, command) == event.seq
+    assert state.counters["logs.lines"] == 2
+
+
+def test_the_same_command_after_the_end_is_still_answered_as_it_was() -> None:
+    state = session()
+    command = Command("session.complete", SAMPLE["session.complete"], "c1", "d")
+    do(state, command)
+    assert do(state, command) == ()
+
+
+def test_a_command_id_with_another_body_is_refused() -> None:
+    state = session()
+    do(state, Command("log.append", SAMPLE["log.append"], "c1", "d"))
+    with pytest.raises(IdempotencyMismatch):
+        do(state, Command("log.append", SAMPLE["log.append"], "c1", "other"))
+
+
+def test_the_dedup_window_is_bounded_in_number_and_age() -> None:
+    limits = evolve(LIMITS, dedup_commands_max=3)
+    state = session()
+    for n in range(5):
+        do(state, Command("log.append", SAMPLE["log.append"], f"c{n}", "d"), limits=limits)
+    assert list(state.commands) == ["c2", "c3", "c4"]
+    for n in range(5, 7):
+        do(state, Command("log.append", SAMPLE["log.append"], f"c{n}", "d"), now=NOW + timedelta(hours=25))
+    assert list(state.commands) == ["c5", "c6"]
+
+
+def test_a_source_is_taken_strictly_in_order() -> None:
+    state = session()
+
+    def send(n: int) -> tuple[Event, ...]:
+        return do(state, Command("log.append", SAMPLE["log.append"], None, "", "rec", n))
+
+    with pytest.raises(OutOfOrder) as gap:
+        send(2)
+    assert gap.value.expected == 1
+    send(1)
+    send(2)
+    assert send(1) == ()
+    assert send(2) == ()
+    with pytest.raises(OutOfOrder):
+        send(4)
+    assert state.sources["rec"].n == 2
+
+
+def test_a_refused_command_of_a_source_does_not_use_up_its_number() -> None:
+    state = session(Status.CREATED)
+    with pytest.raises(IllegalInStatus):
+        do(state, Command("progress.report", SAMPLE["progress.report"], None, "", "rec", 1))
+    assert do(state, Command("session.start", Start(), None, "", "rec", 1))
+
+
+def test_sources_are_bounded() -> None:
+    limits = evolve(LIMITS, sources_max=1)
+    state = session()
+    do(state, Command("log.append", SAMPLE["log.append"], None, "", "one", 1), limits=limits)
+    with pytest.raises(LimitReached, match="sources_max"):
+        do(state, Command("log.append", SAMPLE["log.append"], None, "", "two", 1), limits=limits)
+
+
+def result(case: str, outcome: CaseOutcome = CaseOutcome.PASSED, message: str | None = None) -> Command:
+    return Command(
+        "result.record", RecordResult(case_id=case, outcome=outcome, duration_s=0.1, message=message)
+    )
+
+
+def test_a_case_recorded_again_replaces_its_result_and_the_counts_follow() -> None:
+    state = session()
+    do(state, result("a", CaseOutcome.FAILED, "why"))
+    before = state.size_bytes
+    do(state, result("a", CaseOutcome.PASSED))
+    assert state.results["a"].outcome is CaseOutcome.PASSED
+    assert state.results["a"].runs == 2
+    assert (state.counters["results.failed"], state.counters["results.passed"]) == (0, 1)
+    assert state.size_bytes == before - len("why")
+
+
+def test_results_are_bounded_in_number_and_bytes_and_a_known_case_goes_on() -> None:
+    state = session()
+    limits = evolve(LIMITS, results_max=1)
+    do(state, result("a"), limits=limits)
+    with pytest.raises(LimitReached, match="results_max"):
+        do(state, result("b"), limits=limits)
+    do(state, result("a"), limits=limits)
+    with pytest.raises(LimitReached, match="state_bytes_max"):
+        do(state, result("c"), limits=evolve(LIMITS, state_bytes_max=state.size_bytes + 10))
+
+
+def test_the_peak_of_memory_is_kept() -> None:
+    state = session()
+    for rss in (10, 30, 20):
+        body = SampleResources(cpu_s=1, processes=1, read_bytes=0, rss_bytes=rss, written_bytes=0)
+        do(state, Command("resource.sample", body))
+    assert state.resources is not None
+    assert (state.resources.rss_bytes, state.resources.rss_peak_bytes, state.resources.samples) == (20, 30, 3)
+
+
+def test_an_event_that_does_not_follow_is_refused_loudly() -> None:
+    state = session()
+    with pytest.raises(AssertionError, match="does not follow"):
+        apply(state, Event(NOW, None, Start(), 9, "session.started"), limits=LIMITS)
+
+
+commands = st.lists(
+    st.builds(
+        lambda kind, key, n: Command(kind, SAMPLE[kind], *((f"c{n}", "d") if key else (None, ""))),
+        st.sampled_from(sorted(SAMPLE)),
+        st.booleans(),
+        st.integers(0, 5),
+    ),
+    max_size=40,
+)
+
+
+@given(commands, st.integers(0, 40))
+def test_recovered_state_is_the_fold_of_the_events_from_any_snapshot(given_: list[Command], cut: int) -> None:
+    """I5. A snapshot at any seq and the events above it give the same state as all events."""
+    state = SessionState(session_id="sess_1")
+    events: list[Event] = []
+    snapshot = codec.encode_snapshot(state, 1)
+    for command in given_:
+        try:
+            events += do(state, command)
+        except Rejected:
+            continue
+        if state.seq <= cut:
+            snapshot = codec.encode_snapshot(state, 1)
+    lines = b"".join(map(codec.encode_event, events))
+    assert list(codec.decode_events(lines)) == events
+    expected = codec.encode_snapshot(state, 1)
+    assert codec.encode_snapshot(fold("sess_1", events, limits=LIMITS), 1) == expected
+    recovered = codec.decode_snapshot(snapshot).state
+    for event in codec.decode_events(lines, recovered.seq):
+        apply(recovered, event, limits=LIMITS)
+    assert codec.encode_snapshot(recovered, 1) == expected
+    assert list(recovered.commands) == list(state.commands)
