@@ -10,7 +10,7 @@ import anyio
 import structlog
 from attrs import frozen
 
-from .errors import DurabilityUnavailable, StorageFull, StoreError, StoreUnavailable
+from .errors import StorageFull, StoreError, StoreUnavailable
 from .kernel.actor import Slot
 from .kernel.scheduler import Kernel
 from .ports import Journal, Record
@@ -36,6 +36,9 @@ class CommitStatistics:
 class CommitWriter:
     """One task between the kernel and the journal.
 
+    While `refusing` is set the journal takes no records, and changes should be refused with it before they are sent; it
+    is tried again every second.
+
     Args:
         publish: called with the records of a commit, in order, once they are durable and before anyone is answered.
         probe: appends an empty mark, to see whether a journal that refused takes records again.
@@ -54,14 +57,6 @@ class CommitWriter:
         self._probe = probe
         self.refusing: StoreError | None = None
         self._commits = self._records = self._events = self._payload_bytes = self._refused = 0
-
-    def admit(self, ack: str) -> None:
-        """To be asked before a change is sent. Raises the StoreError for which the journal refuses changes now, and
-        DurabilityUnavailable for an ack level that cannot be reached; then nothing was done."""
-        if self.refusing is not None:
-            raise self.refusing
-        if ack == "mirrored":
-            raise DurabilityUnavailable(ack, None)
 
     async def run(self, started: Callable[[], None]) -> None:
         """A child of a supervisor; runs until cancelled. A group in the journal's hands is finished first."""
@@ -95,9 +90,8 @@ class CommitWriter:
             self._accept()
             self._commits += 1
             self._records += len(records)
-            for record in records:
-                self._events += record.count
-                self._payload_bytes += len(record.payload)
+            self._events += sum([record.count for record in records])
+            self._payload_bytes += sum([len(record.payload) for record in records])
             self._publish(records)
             self._kernel.committed(group)
 

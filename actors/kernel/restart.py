@@ -39,9 +39,9 @@ def next_start(history: CrashHistory, intensity: Intensity, *, now: float, rando
         now: on any clock that does not fall, in seconds.
         random: uniform in [0, 1).
     """
-    recent = [at for at in history.crashes if now - at < intensity.period_s][-intensity.restarts_max :]
+    recent = [at for at in history.crashes if now - at < intensity.period_s]
     recent.append(now)
-    history.crashes = recent
+    recent = history.crashes = recent[-intensity.restarts_max - 1 :]
     if len(recent) > intensity.restarts_max:
         return None
     pause = min(intensity.backoff_s * 2.0 ** (len(recent) - 1), intensity.backoff_max_s)

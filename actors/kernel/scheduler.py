@@ -79,6 +79,7 @@ class Kernel:
         random_: uniform in [0, 1), for jitter.
         inbound_bytes_max: what all mailboxes together may hold.
         starts_max: how many actors may be starting at once.
+        before_step: called at the start of each step: what all turns of a step share may be read there once.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Kernel:
         random_: Callable[[], float] = random.random,
         inbound_bytes_max: int = 256 * 1024 * 1024,
         starts_max: int = 50,
+        before_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.clock = clock
         self.cells: dict[str, Cell] = {}
@@ -98,6 +100,7 @@ class Kernel:
         self.dead_letters = DeadLetters()
         self.ready = Gate()  # woken when there is something to step
         self.commits = Gate()  # woken when there is something in the outbox
+        self._before_step = before_step
         self._dynamic = dynamic
         self._random = random_
         self._inbound_bytes_max = inbound_bytes_max
@@ -207,6 +210,7 @@ class Kernel:
         Returns:
             When to call again at the latest, on the same clock: `now` where more is ready, infinity where nothing waits.
         """
+        self._before_step()
         wheel = self._wheel
         if now >= wheel.next_at():
             for entry in wheel.due(now):
@@ -240,9 +244,9 @@ class Kernel:
         if cell.solo:
             cell.solo -= 1
             limit = 1
+        waiting_bytes = mailbox.payload_bytes
         turns = mailbox.take(limit)
-        if self._inbound_bytes:
-            self._inbound_bytes -= bytes_of(turns)
+        self._inbound_bytes -= waiting_bytes - mailbox.payload_bytes
         count = len(turns)
         done = expired = 0
         try:
@@ -350,7 +354,8 @@ class Kernel:
                 for effect in slot.effects:
                     effect()
             cell = slot.cell
-            if cell.mailbox.depth:
+            mailbox = cell.mailbox
+            if mailbox.normal or mailbox.control:
                 cell.state = QUEUED
                 run_queue.append(cell)
             else:

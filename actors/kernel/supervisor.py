@@ -151,7 +151,8 @@ class Supervisor:
             child.started.set()
 
         try:
-            with CancelScope() as child.scope:
+            # Shielded: a cancelled supervisor stops its children itself, one after the other, in reverse.
+            with CancelScope(shield=True) as child.scope:
                 await child.spec.run(say_started)
                 raise RuntimeError("the child returned; it should run until it is cancelled")
             child.state = "stopped"

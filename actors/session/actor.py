@@ -15,13 +15,14 @@ from .model import Limits, SessionState
 from .record import public_record
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Surroundings:
-    """What all sessions of a runtime share. `now` is the wall clock (aware UTC)."""
+    """What all sessions of a runtime share. `now` is the wall clock (aware UTC), read once a step of the kernel: all events
+    of a step share their time, and a reading a turn would cost a tenth of it."""
 
     epoch: int
     limits: Limits
-    now: Callable[[], datetime]
+    now: datetime
 
 
 @define
@@ -51,14 +52,13 @@ class Read:
 class SessionActor:
     """See kernel.actor.Actor."""
 
-    __slots__ = ("_around", "_first_seq", "_lines", "_now", "state")
+    __slots__ = ("_around", "_first_seq", "_lines", "state")
 
     def __init__(self, state: SessionState, around: Surroundings) -> None:
         self.state = state
         self._around = around
         self._lines: list[bytes] = []
         self._first_seq = 0
-        self._now: datetime | None = None
 
     def receive(self, message: Command | Batch | Read) -> Any:
         """Answers Done to a command, a list of Done or CallerError to a batch, what `look` returns to a read."""
@@ -80,11 +80,7 @@ class SessionActor:
     def _handle(self, command: Command) -> Done:
         state, around = self.state, self._around
         lines = self._lines
-        now = self._now
-        if now is None:
-            # One reading a slot: its events share their time to the microsecond, and the clock costs a tenth of a turn.
-            now = self._now = around.now()
-        events = decide(state, command, now=now, limits=around.limits)
+        events = decide(state, command, now=around.now, limits=around.limits)
         if not events:
             return Done(answer_seq(state, command), True)
         if not lines:
@@ -96,7 +92,6 @@ class SessionActor:
 
     def close_slot(self) -> Record | None:
         """The events of the slot's turns, as one record."""
-        self._now = None
         lines = self._lines
         if not lines:
             return None

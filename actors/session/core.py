@@ -172,7 +172,7 @@ def _ended(status: Status) -> Callable[[SessionState, Any, Event], None]:
 
 
 def _progress(state: SessionState, body: Any, event: Event) -> None:
-    state.progress = Progress(done=body.done, message=body.message, reported_at=event.at, total=body.total)
+    state.progress = Progress(body.done, body.message, event.at, body.total)
 
 
 def _result(state: SessionState, body: Any, event: Event) -> None:

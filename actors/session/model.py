@@ -88,7 +88,7 @@ class Header:
     user_id: str
 
 
-@frozen(kw_only=True)
+@define
 class Progress:
     """How far the session says it is."""
 

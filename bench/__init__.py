@@ -1,0 +1,1 @@
+"""The benchmark harness: measures, never asserts. `python -m bench list` shows what there is."""
