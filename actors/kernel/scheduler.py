@@ -15,8 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from attrs import frozen
-
 from ..errors import (
     CallerError,
     DeadlineExceeded,
@@ -32,6 +30,7 @@ from .envelope import Envelope
 from .mailbox import Mailbox, bytes_of
 from .park import Gate, Parked
 from .restart import CrashHistory, next_start
+from .statistics import KernelStatistics
 from .wheel import Wheel
 
 SLOT_MESSAGES_MAX = 64
@@ -42,32 +41,6 @@ TURNS_A_CLOCK = 8
 ABSENT, STARTING, IDLE, QUEUED = CellState.ABSENT, CellState.STARTING, CellState.IDLE, CellState.QUEUED
 RUNNING, COMMITTING = CellState.RUNNING, CellState.COMMITTING
 BACKOFF, QUARANTINED = CellState.BACKOFF, CellState.QUARANTINED
-
-
-@frozen(kw_only=True)
-class KernelStatistics:
-    """Counts since the start, and what is where now. Conservation, between any two steps:
-    accepted = replied + rejected + expired + dead_lettered + quarantined + queued + awaiting_commit.
-
-    `replied` counts turns that ran to their end (asks and tells alike, errors of the caller among them); `rejected` asks
-    whose commit was refused or whose actor could not start; `expired` asks dropped unhandled after their deadline."""
-
-    accepted: int
-    replied: int
-    rejected: int
-    expired: int
-    dead_lettered: int
-    quarantined: int
-    queued: int
-    awaiting_commit: int
-    refused: int  # never accepted: a full mailbox, a quarantined actor
-    inbound_bytes: int
-    actors: int
-    actors_quarantined: int
-    slots: int
-    crashes: int
-    starting: int
-    deadlines: int
 
 
 class Kernel:

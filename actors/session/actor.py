@@ -111,6 +111,11 @@ def read_state() -> Read:
     return Read(lambda state: (state.seq, public_state(state)))
 
 
+def read_snapshot(epoch: int) -> Read:
+    """A read that answers (public record, seq, canonical JSON of the state), all of one moment."""
+    return Read(lambda state: (public_record(state, epoch=epoch), state.seq, public_state(state)))
+
+
 def read_copy() -> Read:
     """A read that answers a copy for a snapshot. Documents are never changed, only replaced, so the maps are copied and
     the documents shared: 2 ms at 100,000 of them."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from attrs import define, field
+
 from sojourn.actors.errors import StoreError
 from sojourn.actors.kernel.actor import Actor, ActorContext, ActorSpec
 from sojourn.actors.kernel.scheduler import Kernel
@@ -97,5 +98,3 @@ class Hand:
         s = self.kernel.statistics()
         ended = s.replied + s.rejected + s.expired + s.dead_lettered + s.quarantined
         return s.accepted == ended + s.queued + s.awaiting_commit
-
-

@@ -1,0 +1,1 @@
+"""Compare and read what sessions left."""

@@ -1,0 +1,97 @@
+"""Keeps the catalog level with the journal: a projection, a moment behind, that can always be caught up."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import anyio
+import structlog
+
+from ..actors.errors import StoreError
+from ..actors.ports import Catalog, CatalogRow, Record
+from ..actors.session.record import encode_record
+
+log = structlog.get_logger("sojourn.catalog")
+
+INTERVAL_S = 0.5
+ROWS_A_WRITE = 500
+
+
+class CatalogProjector:
+    """Collects which sessions changed and writes their rows twice a second, however often they change.
+
+    Args:
+        read: the public record of a session, durable as it is; None where there is none to list.
+    """
+
+    def __init__(self, catalog: Catalog, read: Callable[[str], Awaitable[dict[str, Any] | None]]) -> None:
+        self._catalog = catalog
+        self._read = read
+        self._dirty: set[str] = set()
+        self._flushing = anyio.Lock()
+
+    @property
+    def behind(self) -> int:
+        """How many sessions' rows are older than their state."""
+        return len(self._dirty)
+
+    def mark(self, session_ids: Sequence[str]) -> None:
+        """These have changed."""
+        self._dirty.update(session_ids)
+
+    def publish(self, records: Sequence[Record]) -> None:
+        """Committed records; called for every commit."""
+        self._dirty.update([record.session_id for record in records])
+
+    async def run(self, started: Callable[[], None]) -> None:
+        """A child of a supervisor; runs until cancelled, and then writes what is left."""
+        started()
+        try:
+            while True:
+                await anyio.sleep(INTERVAL_S)
+                try:
+                    await self.flush()
+                except StoreError as error:
+                    log.error(
+                        "catalog.behind",
+                        sessions=self.behind,
+                        error=str(error),
+                        remedy="it is caught up later",
+                    )
+        finally:
+            with anyio.move_on_after(3, shield=True):
+                await self.flush()
+
+    async def flush(self) -> None:
+        """On return the catalog shows everything that was marked before the call. Raises StoreError; nothing is
+        forgotten then."""
+        async with self._flushing:
+            dirty, self._dirty = self._dirty, set()
+            pending = sorted(dirty)
+            try:
+                while pending:
+                    some = pending[:ROWS_A_WRITE]
+                    rows = [
+                        catalog_row(record) for id_ in some if (record := await self._read(id_)) is not None
+                    ]
+                    await self._catalog.put(rows)
+                    del pending[:ROWS_A_WRITE]
+            finally:
+                self._dirty.update(pending)
+
+
+def catalog_row(record: dict[str, Any]) -> CatalogRow:
+    """The row of a public record."""
+    return CatalogRow(
+        session_id=record["session_id"],
+        seq=record["seq"],
+        epoch=record["epoch"],
+        tier=record["tier"],
+        status=record["status"],
+        outcome=record["outcome"],
+        plan=record["plan"],
+        title=record["title"],
+        user_id=record["user_id"],
+        created_at=record["created_at"],
+        updated_at=record["updated_at"],
+        record=encode_record(record),
+    )

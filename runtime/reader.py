@@ -1,0 +1,185 @@
+"""Reads a data folder without owning it: what `sojourn ls` does when no server runs.
+
+It takes no lock, raises no epoch and changes no file, so it works beside an owner, after one was killed, and in a
+folder that cannot be written. What it knows of the journal stood there when it was opened or last refreshed.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from ..actors.errors import Damaged, NoSuchSession, UnusableFolder
+from ..actors.ports import CatalogQuery, CatalogRow
+from ..actors.session.codec import public_state
+from ..actors.session.model import Limits
+from ..actors.session.record import complete_record, decode_record, public_record
+from .live import Line, lines_of
+from .projector import catalog_row
+from .recovery import Recovered, recover, snapshot_name
+from .stores.catalog_sqlite import SqliteCatalog
+from .stores.journal_sqlite import SqliteJournal
+from .stores.lock import check_format, owner_pid
+from .stores.objects_folder import FolderObjects
+
+EVENTS_BYTES_A_READ = 1024 * 1024
+
+
+class Reader:
+    """The reading side of a runtime, on files alone. Opened by `open`; runs on asyncio.
+
+    A session is `lost` here when it has not ended and no process owns the folder: signs of life are in the owner's
+    memory, so with a live owner this cannot tell more.
+    """
+
+    def __init__(self, data_dir: Path, journal: SqliteJournal, catalog: SqliteCatalog | None) -> None:
+        self._data_dir = data_dir
+        self._journal = journal
+        self._catalog = catalog
+        self._objects = FolderObjects(data_dir)
+        self._ahead: dict[str, CatalogRow] = {}
+        self._last: Recovered | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, data_dir: Path) -> AsyncIterator[Self]:
+        """A reader of `data_dir`, closed on exit.
+
+        Raises:
+            UnusableFolder: there is no such folder, or it holds no sessions, or a newer format.
+            Damaged, StoreUnavailable: the journal cannot be read at all.
+        """
+        other = "record one with `sojourn record -- COMMAND`, or name another folder with --data"
+        if not data_dir.is_dir():
+            raise UnusableFolder(f"there is no data folder {data_dir}; {other}")
+        check_format(data_dir)
+        journal_path, catalog_path = data_dir / "journal.db", data_dir / "catalog.db"
+        if not journal_path.exists():
+            raise UnusableFolder(f"the data folder {data_dir} holds no sessions; {other}")
+        async with AsyncExitStack() as stack:
+            journal = await SqliteJournal.open(journal_path, read_only=True)
+            stack.push_async_callback(journal.close)
+            catalog: SqliteCatalog | None = None
+            # The catalog is a projection: where it is gone or damaged, the journal tells the same, more slowly.
+            if catalog_path.exists():
+                with suppress(Damaged):
+                    catalog = await SqliteCatalog.open(catalog_path, read_only=True)
+                    stack.push_async_callback(catalog.close)
+            yield cls(data_dir, journal, catalog)
+
+    async def refresh(self) -> None:
+        """Take in what was committed since."""
+        await self._journal.refresh()
+
+    async def record(self, session_id: str) -> dict[str, Any]:
+        """The public record. Raises NoSuchSession, Damaged."""
+        row = await self._catalog.get(session_id) if self._catalog is not None else None
+        if row is not None and row.seq >= self._journal.heads().get(session_id, 0):
+            return self._complete(decode_record(row.record))
+        return self._complete(_public(await self._recover(session_id)))
+
+    async def state(self, session_id: str) -> tuple[int, bytes]:
+        """Seq and state, as canonical JSON. Raises NoSuchSession, Damaged."""
+        state = (await self._recover(session_id)).state
+        return state.seq, public_state(state)
+
+    async def events(self, session_id: str, *, after: int = 0) -> AsyncIterator[Line]:
+        """The events above `after` that are there. Raises NoSuchSession, Damaged."""
+        head = self._journal.heads().get(session_id)
+        if head is None:
+            raise NoSuchSession(session_id)
+        while after < head:
+            records = await self._journal.read(session_id, after, bytes_max=EVENTS_BYTES_A_READ)
+            for record in records:
+                for line in lines_of(record, after):
+                    yield line
+            after = records[-1].last_seq
+
+    async def page(self, query: CatalogQuery) -> list[dict[str, Any]]:
+        """Public records, newest first (`Catalog.page`), at what the journal says where the catalog is behind it."""
+        return [record for _, record in await self._page(query)]
+
+    async def walk(self, query: CatalogQuery) -> AsyncIterator[dict[str, Any]]:
+        """All pages, one after the other; `query.limit` is the size of each."""
+        before = query.before
+        while True:
+            page = await self._page(
+                CatalogQuery(limit=query.limit, before=before, plan=query.plan, status=query.status)
+            )
+            for _, record in page:
+                yield record
+            if len(page) < query.limit:
+                return
+            before = page[-1][0]
+
+    async def _page(self, query: CatalogQuery) -> list[tuple[tuple[datetime, str], dict[str, Any]]]:
+        ahead = await self._rows_ahead()
+        rows = [row for row in ahead.values() if _selects(query, row)]
+        before = query.before
+        found = 0
+        # Rows that the journal has overtaken are left out here, so one page of the catalog may not be enough.
+        while self._catalog is not None and found < query.limit:
+            asked = CatalogQuery(limit=query.limit, before=before, plan=query.plan, status=query.status)
+            page = await self._catalog.page(asked)
+            current = [row for row in page if row.session_id not in ahead]
+            rows += current
+            found += len(current)
+            if len(page) < query.limit:
+                break
+            before = _place(page[-1])
+        rows.sort(key=_place, reverse=True)
+        return [(_place(row), self._complete(decode_record(row.record))) for row in rows[: query.limit]]
+
+    async def _rows_ahead(self) -> dict[str, CatalogRow]:
+        """The rows of sessions whose journal is ahead of the catalog: the last half second of a live owner, or of one
+        that was killed."""
+        listed = await self._catalog.heads() if self._catalog is not None else {}
+        ahead: dict[str, CatalogRow] = {}
+        for session_id, head in self._journal.heads().items():
+            if listed.get(session_id, 0) >= head:
+                continue
+            row = self._ahead.get(session_id)
+            if row is None or row.seq < head:
+                row = catalog_row(_public(await self._recover(session_id)))
+            ahead[session_id] = row
+        self._ahead = ahead
+        return ahead
+
+    async def _recover(self, session_id: str) -> Recovered:
+        # The last one is kept, for whoever asks for record and state: folding 100,000 events takes seconds.
+        last = self._last
+        head = self._journal.heads().get(session_id, 0)
+        if last is None or last.state.session_id != session_id or last.state.seq < head:
+            self._last = None  # or two states would be held at once
+            last = await recover(session_id, journal=self._journal, objects=self._objects, limits=Limits())
+            if last.state.header is None:
+                raise NoSuchSession(session_id)
+            self._last = last
+        return last
+
+    def _complete(self, record: dict[str, Any]) -> dict[str, Any]:
+        return complete_record(
+            record,
+            now=datetime.now(UTC),
+            last_sign_at=None,
+            owner_alive=owner_pid(self._data_dir) is not None,
+        )
+
+
+def _public(recovered: Recovered) -> dict[str, Any]:
+    state = recovered.state
+    path = snapshot_name(state.session_id, recovered.snapshot_seq) if recovered.snapshot_seq else None
+    return public_record(state, epoch=recovered.epoch, snapshot_path=path)
+
+
+def _place(row: CatalogRow) -> tuple[datetime, str]:
+    return row.created_at, row.session_id
+
+
+def _selects(query: CatalogQuery, row: CatalogRow) -> bool:
+    return (
+        (query.plan is None or row.plan == query.plan)
+        and (query.status is None or row.status in query.status)
+        and (query.before is None or _place(row) < query.before)
+    )

@@ -1,0 +1,440 @@
+"""The embeddable runtime: one process that owns a data folder and keeps its sessions alive."""
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import structlog
+from attrs import frozen
+
+from ..actors.commit import CommitStatistics, CommitWriter
+from ..actors.errors import CallerError, DurabilityUnavailable, NoSuchSession, NotOpen
+from ..actors.kernel.actor import Actor, ActorContext, ActorSpec
+from ..actors.kernel.driver import Driver
+from ..actors.kernel.mailbox import MailboxLimits
+from ..actors.kernel.park import Parked, parking
+from ..actors.kernel.scheduler import Kernel
+from ..actors.kernel.statistics import KernelStatistics
+from ..actors.kernel.supervisor import ChildStatistics, Supervisor
+from ..actors.ports import (
+    Catalog,
+    CatalogQuery,
+    Clock,
+    Journal,
+    JournalStatistics,
+    Objects,
+    Record,
+    RecordKind,
+)
+from ..actors.session.actor import (
+    Batch,
+    Done,
+    Read,
+    SessionActor,
+    Surroundings,
+    read_copy,
+    read_record,
+    read_snapshot,
+    read_state,
+)
+from ..actors.session.commands import ENDING_COMMANDS, Command
+from ..actors.session.ids import new_session_id, session_id_for
+from ..actors.session.model import Ack, SessionState
+from ..actors.session.record import LOST_AFTER_S, complete_record, decode_record, public_record
+from .live import Line, LiveHub, LiveStatistics, lines_of
+from .projector import CatalogProjector
+from .recovery import recover
+from .settings import Settings
+from .snapshots import Snapshotter
+from .stores.lock import FolderLock
+from .tree import runtime_tree
+
+log = structlog.get_logger("sojourn.runtime")
+
+HISTORY_BYTES_A_READ = 1024 * 1024
+
+
+class SystemClock:
+    """The machine's clocks. See ports.Clock."""
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+@frozen(kw_only=True)
+class Stores:
+    """What a runtime keeps its data in."""
+
+    journal: Journal
+    catalog: Catalog
+    objects: Objects
+
+
+@frozen(kw_only=True)
+class RuntimeStatistics:
+    """One look at every part of a runtime."""
+
+    epoch: int
+    kernel: KernelStatistics
+    commit: CommitStatistics
+    journal: JournalStatistics
+    live: LiveStatistics
+    children: tuple[ChildStatistics, ...]
+    catalog_behind: int
+    snapshots_written: int
+
+
+class Runtime:
+    """Sessions, by id. Enter `Runtime.open(settings)` and use what it gives within that context, on its event loop.
+
+    Every method but `statistics` may raise NotOpen outside that context, and StoreError where a store fails.
+    """
+
+    def __init__(self, settings: Settings, stores: Stores, clock: Clock, epoch: int) -> None:
+        self.settings = settings
+        self.epoch = epoch
+        self.is_open = False
+        self._clock = clock
+        self._journal = stores.journal
+        self._catalog = stores.catalog
+        self._objects = stores.objects
+        self._around = Surroundings(epoch=epoch, limits=settings.limits, now=clock.now())
+        self._park = parking()
+        self._kernel = Kernel(
+            clock=clock.monotonic,
+            dynamic=ActorSpec(
+                start=self._start_session,
+                mailbox=MailboxLimits(
+                    messages_max=settings.mailbox_messages_max, bytes_max=settings.mailbox_bytes_max
+                ),
+            ),
+            inbound_bytes_max=settings.inbound_bytes_max,
+            starts_max=settings.recoveries_max,
+            before_step=self._read_clock,
+        )
+        self._hub = LiveHub(stores.journal)
+        self._projector = CatalogProjector(stores.catalog, self._stored_record)
+        self._snapshotter = Snapshotter(
+            journal=stores.journal,
+            objects=stores.objects,
+            epoch=epoch,
+            copy=lambda session_id: self._look(session_id, read_copy()),
+            interval_s=settings.snapshot_interval_s,
+            journal_bytes_min=settings.snapshot_journal_bytes_min,
+        )
+        self._writer = CommitWriter(stores.journal, self._kernel, self._publish, self._epoch_mark)
+        self._tree: Supervisor = runtime_tree(
+            commit=self._writer.run,
+            kernel=Driver(self._kernel).run,
+            catalog=self._projector.run,
+            snapshots=self._snapshotter.run,
+            passivation=self._passivate_idle,
+        )
+        self._opened_at = self._last_command_at = clock.monotonic()
+        self._signs: dict[str, float] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings) -> AsyncIterator["Runtime"]:
+        """Own the data folder and run until the context is left; then everything acknowledged is on disk.
+
+        Raises:
+            FolderInUse: another process owns it. Nothing was changed.
+            UnusableFolder: it cannot be written, or is of a newer format. Nothing was changed.
+            StaleEpoch: out of the context: another process has taken the folder over, and this one must stop.
+        """
+        # Imported here: drivers cost a third of the import time, and `sojourn.runtime` is imported for its names too.
+        from .stores.catalog_sqlite import SqliteCatalog
+        from .stores.journal_sqlite import SqliteJournal
+        from .stores.objects_folder import FolderObjects
+
+        folder = settings.data_dir
+        async with AsyncExitStack() as stack:
+            stack.callback(FolderLock.acquire(folder).release)
+            journal = await SqliteJournal.open(folder / "journal.db")
+            stack.push_async_callback(journal.close)
+            catalog = await SqliteCatalog.open(folder / "catalog.db")
+            stack.push_async_callback(catalog.close)
+            stores = Stores(journal=journal, catalog=catalog, objects=FolderObjects(folder))
+            yield await stack.enter_async_context(cls.over(settings, stores, SystemClock()))
+
+    @classmethod
+    @asynccontextmanager
+    async def over(cls, settings: Settings, stores: Stores, clock: Clock) -> AsyncIterator["Runtime"]:
+        """Run over stores that the caller has opened, and closes afterwards."""
+        # Raised once, and durable before use: a late write of an earlier owner carries a lower one and is refused.
+        epoch = max(stores.journal.epoch, await stores.catalog.epoch()) + 1
+        runtime = cls(settings, stores, clock, epoch)
+        await stores.journal.append([runtime._epoch_mark()])
+        try:
+            async with anyio.create_task_group() as tasks:
+                started = anyio.Event()
+                tasks.start_soon(runtime._tree.run, started.set)
+                await started.wait()
+                await runtime._catch_up_catalog()
+                runtime.is_open = True
+                try:
+                    yield runtime
+                finally:
+                    runtime.is_open = False
+                    runtime._hub.close()
+                    tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            # The host's own error, or the one that ended the tree, as it was raised: a group of one says no more.
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+                error = error.exceptions[0]
+            raise error from error.__cause__
+        finally:
+            runtime._kernel.stop()
+
+    # -- changing --------------------------------------------------------------------------------------------------
+
+    async def create(
+        self, command: Command, *, ack: Ack = Ack.DURABLE, size_bytes: int = 256
+    ) -> tuple[dict[str, Any], bool]:
+        """Create a session by a `session.create` command (`wire.read_create`).
+
+        Returns:
+            Its public record, and whether it was there already: the same command id finds the same session.
+
+        Raises:
+            IdempotencyMismatch: that command id created a session with another body.
+        """
+        if command.command_id is not None:
+            session_id = session_id_for(command.command_id, command.body.user_id)  # type: ignore[union-attr]
+        else:
+            session_id = new_session_id(self._clock.now(), secrets.token_bytes(10))
+        done = await self._send(session_id, command, ack, None, size_bytes)
+        return await self.record(session_id), done.duplicate
+
+    async def ask(
+        self,
+        session_id: str,
+        command: Command,
+        *,
+        ack: Ack = Ack.DURABLE,
+        deadline_s: float | None = None,
+        size_bytes: int = 256,
+    ) -> Done:
+        """Send one command and wait until it has come as far as `ack` says.
+
+        Args:
+            deadline_s: how long to wait for that; None: `settings.ask_deadline_s`.
+            size_bytes: its length on the wire, for the mailbox's bounds.
+
+        Raises:
+            NoSuchSession, Rejected: it has no effect, and why.
+            MailboxFull, StorageFull: nothing was done; try again later.
+            DeadlineExceeded: the outcome is unknown; sending the same command id again is safe.
+            Quarantined: it crashed the session twice and was set aside.
+        """
+        if session_id not in self._kernel.cells:
+            await self._must_exist(session_id)
+        done: Done = await self._send(session_id, command, ack, deadline_s, size_bytes)
+        self._heard_from(session_id, command.type in ENDING_COMMANDS)
+        return done
+
+    async def ask_batch(
+        self,
+        session_id: str,
+        commands: Sequence[Command | CallerError],
+        *,
+        ack: Ack = Ack.DURABLE,
+        deadline_s: float | None = None,
+        size_bytes: int = 256,
+    ) -> list[Done | CallerError]:
+        """Send several commands as one envelope, one turn and one commit; each is judged by itself, in order. A
+        CallerError among them (a line that could not be read) comes back in its place. Raises as `ask`, for the whole."""
+        if session_id not in self._kernel.cells:
+            await self._must_exist(session_id)
+        answers: list[Done | CallerError] = await self._send(
+            session_id, Batch(commands), ack, deadline_s, size_bytes
+        )
+        ended = any(
+            isinstance(command, Command) and command.type in ENDING_COMMANDS and isinstance(answer, Done)
+            for command, answer in zip(commands, answers, strict=True)
+        )
+        self._heard_from(session_id, ended)
+        return answers
+
+    async def heartbeat(self, session_id: str) -> None:
+        """A sign of life of the session's reporter. Raises NoSuchSession."""
+        await self._must_exist(session_id)
+        self._heard_from(session_id, False)
+
+    def _send(
+        self, session_id: str, message: Command | Batch, ack: Ack, deadline_s: float | None, size_bytes: int
+    ) -> Parked:
+        if not self.is_open:
+            raise NotOpen
+        if self._writer.refusing is not None:
+            raise self._writer.refusing
+        if ack is Ack.MIRRORED:
+            raise DurabilityUnavailable(ack.value, None)
+        return self._kernel.ask(
+            session_id,
+            message,
+            self._park(),
+            deadline_s=self.settings.ask_deadline_s if deadline_s is None else deadline_s,
+            size_bytes=size_bytes,
+            early=ack is Ack.APPLIED,
+        )
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    async def record(self, session_id: str) -> dict[str, Any]:
+        """The public record. Raises NoSuchSession."""
+        await self._must_exist(session_id)
+        return self._completed(await self._look(session_id, read_record(self.epoch)))
+
+    async def state(self, session_id: str) -> tuple[int, bytes]:
+        """(seq, the state as canonical JSON). Raises NoSuchSession."""
+        await self._must_exist(session_id)
+        answer: tuple[int, bytes] = await self._look(session_id, read_state())
+        return answer
+
+    async def snapshot(self, session_id: str) -> tuple[dict[str, Any], int, bytes]:
+        """(public record, seq, state as canonical JSON), all of one moment. Raises NoSuchSession."""
+        await self._must_exist(session_id)
+        record, seq, state = await self._look(session_id, read_snapshot(self.epoch))
+        return self._completed(record), seq, state
+
+    async def events(self, session_id: str, *, after: int = 0) -> AsyncGenerator[Line]:
+        """The durable events above `after` that are there now, read page by page. Raises NoSuchSession at the first."""
+        await self._must_exist(session_id)
+        head = self._journal.heads().get(session_id, 0)
+        while after < head:
+            for record in await self._journal.read(session_id, after, bytes_max=HISTORY_BYTES_A_READ):
+                for line in lines_of(record, after):
+                    after = line.seq
+                    yield line
+
+    @asynccontextmanager
+    async def stream(self, session_id: str, *, after: int) -> AsyncIterator[AsyncIterator[Line]]:
+        """The events above `after`, those there and those to come: each once, in order, until the runtime closes. Raises
+        NoSuchSession."""
+        await self._must_exist(session_id)
+        with self._hub.subscribe(session_id, after) as subscription:
+            async with aclosing(subscription.lines()) as lines:
+                yield lines
+
+    async def page(self, query: CatalogQuery) -> list[dict[str, Any]]:
+        """Public records, newest first; everything that was durable before the call is in it."""
+        self._must_be_open()
+        await self._projector.flush()
+        return [self._completed(decode_record(row.record)) for row in await self._catalog.page(query)]
+
+    def statistics(self) -> RuntimeStatistics:
+        """A frozen value."""
+        return RuntimeStatistics(
+            epoch=self.epoch,
+            kernel=self._kernel.statistics(),
+            commit=self._writer.statistics(),
+            journal=self._journal.statistics(),
+            live=self._hub.statistics(),
+            children=self._tree.statistics(),
+            catalog_behind=self._projector.behind,
+            snapshots_written=self._snapshotter.written,
+        )
+
+    def readiness(self) -> dict[str, str]:
+        """Each part and `ok`, or what is wrong with it."""
+        refusing = self._writer.refusing
+        found = {"journal": str(refusing) if refusing is not None else "ok"}
+        for child in self._tree.statistics():
+            found[child.child_id] = "ok" if child.state == "running" else child.last_error or child.state
+        return found
+
+    def idle_for_s(self) -> float:
+        """Seconds since the last command or heartbeat; 0 while a session that has not ended shows signs of life."""
+        now = self._clock.monotonic()
+        if any(now - sign <= LOST_AFTER_S for sign in self._signs.values()):
+            return 0.0
+        return now - self._last_command_at
+
+    # -- within ----------------------------------------------------------------------------------------------------
+
+    def _must_be_open(self) -> None:
+        if not self.is_open:
+            raise NotOpen
+
+    async def _must_exist(self, session_id: str) -> None:
+        self._must_be_open()
+        if session_id not in self._journal.heads() and await self._catalog.get(session_id) is None:
+            raise NoSuchSession(session_id)
+
+    def _look(self, session_id: str, read: Read) -> Parked:
+        """A read overtakes what waits to change, and is answered while the journal refuses changes."""
+        return self._kernel.ask(
+            session_id, read, self._park(), deadline_s=self.settings.ask_deadline_s, control=True
+        )
+
+    async def _start_session(self, context: ActorContext) -> Actor:
+        recovered = await self._recover(context.actor_id)
+        self._snapshotter.recovered(context.actor_id, recovered.snapshot_seq)
+        return SessionActor(recovered.state, self._around)
+
+    async def _recover(self, session_id: str) -> Any:
+        return await recover(
+            session_id, journal=self._journal, objects=self._objects, limits=self.settings.limits
+        )
+
+    def _read_clock(self) -> None:
+        self._around.now = self._clock.now()
+
+    def _publish(self, records: Sequence[Record]) -> None:
+        self._hub.publish(records)
+        self._projector.publish(records)
+        self._snapshotter.publish(records)
+
+    def _epoch_mark(self) -> Record:
+        return Record("", 0, 0, self.epoch, b"", RecordKind.EPOCH)
+
+    async def _catch_up_catalog(self) -> None:
+        rows = await self._catalog.heads()
+        self._projector.mark([id_ for id_, seq in self._journal.heads().items() if rows.get(id_, 0) < seq])
+
+    async def _stored_record(self, session_id: str) -> dict[str, Any] | None:
+        """For the catalog. A session that is not in memory is read without bringing it there."""
+        if session_id in self._kernel.cells:
+            record: dict[str, Any] = await self._look(session_id, read_record(self.epoch))
+            if record["ended_at"] is not None:
+                self._signs.pop(session_id, None)  # a late line of an ended session is no sign of life
+            return record
+        recovered = await self._recover(session_id)
+        state: SessionState = recovered.state
+        return public_record(state, epoch=recovered.epoch) if state.header is not None else None
+
+    def _completed(self, record: dict[str, Any]) -> dict[str, Any]:
+        now = self._clock.now()
+        sign = self._signs.get(record["session_id"], self._opened_at)
+        silent_s = self._clock.monotonic() - sign
+        return complete_record(
+            record, now=now, last_sign_at=now - timedelta(seconds=silent_s), owner_alive=True
+        )
+
+    def _heard_from(self, session_id: str, ended: bool) -> None:
+        now = self._last_command_at = self._clock.monotonic()
+        if ended:
+            self._signs.pop(session_id, None)
+        else:
+            self._signs[session_id] = now
+
+    async def _passivate_idle(self, started: Any) -> None:
+        started()
+        after_s = self.settings.passivate_after_s
+        while True:
+            await anyio.sleep(after_s / 5)
+            before = self._clock.monotonic() - after_s
+            idle = [cell.actor_id for cell in self._kernel.cells.values() if cell.active_at < before]
+            for session_id in idle:
+                if self._kernel.passivate(session_id):
+                    self._snapshotter.forget(session_id)

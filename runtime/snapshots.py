@@ -1,0 +1,95 @@
+"""Writes snapshots on a timer, of sessions whose journal tail has grown long enough to be worth a file."""
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+import structlog
+from anyio import to_thread
+
+from ..actors.errors import CallerError, StoreError
+from ..actors.ports import Journal, Objects, Record
+from ..actors.session.codec import encode_snapshot
+from ..actors.session.model import SessionState
+from .recovery import SNAPSHOTS_KEPT, snapshot_name, snapshot_names
+
+log = structlog.get_logger("sojourn.snapshots")
+
+
+class Snapshotter:
+    """Looks at the sessions that changed every `interval_s`, with jitter.
+
+    Args:
+        copy: a copy of a session's state, durable as it is.
+        journal_bytes_min: the least journal tail a snapshot is written for; a quarter of the state, where that is more.
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        objects: Objects,
+        epoch: int,
+        copy: Callable[[str], Awaitable[SessionState]],
+        interval_s: float,
+        journal_bytes_min: int,
+    ) -> None:
+        self._journal = journal
+        self._objects = objects
+        self._epoch = epoch
+        self._copy = copy
+        self._interval_s = interval_s
+        self._journal_bytes_min = journal_bytes_min
+        self._changed: set[str] = set()
+        self._seqs: dict[str, int] = {}
+        self.written = 0
+
+    def publish(self, records: Sequence[Record]) -> None:
+        """Committed records; called for every commit."""
+        self._changed.update([record.session_id for record in records])
+
+    def recovered(self, session_id: str, snapshot_seq: int) -> None:
+        """A session was read back, beginning with a snapshot of this seq (0: none)."""
+        self._seqs[session_id] = snapshot_seq
+
+    def forget(self, session_id: str) -> None:
+        """The session has left memory."""
+        self._seqs.pop(session_id, None)
+
+    async def run(self, started: Callable[[], None]) -> None:
+        """A child of a supervisor; runs until cancelled."""
+        started()
+        while True:
+            await anyio.sleep(self._interval_s * random.uniform(0.8, 1.2))
+            await self.write_due()
+
+    async def write_due(self) -> None:
+        """Write a snapshot of every session that is due for one."""
+        changed, self._changed = self._changed, set()
+        for session_id in sorted(changed):
+            tail_bytes = self._journal.pending_bytes(session_id, self._seqs.get(session_id, 0))
+            if tail_bytes < self._journal_bytes_min:
+                continue
+            try:
+                await self._write(session_id, tail_bytes)
+            except (StoreError, CallerError) as error:
+                self._changed.add(session_id)
+                log.error(
+                    "snapshot.failed",
+                    session=session_id,
+                    error=str(error),
+                    remedy="it is tried again; nothing is lost",
+                )
+
+    async def _write(self, session_id: str, tail_bytes: int) -> None:
+        state = await self._copy(session_id)
+        if tail_bytes < state.size_bytes // 4:
+            self._changed.add(session_id)
+            return
+        data = await to_thread.run_sync(encode_snapshot, state, self._epoch)
+        await self._objects.put(snapshot_name(session_id, state.seq), data)
+        self._seqs[session_id] = state.seq
+        self.written += 1
+        log.debug("session.snapshotted", session=session_id, seq=state.seq, bytes=len(data))
+        for name in (await snapshot_names(self._objects, session_id))[SNAPSHOTS_KEPT:]:
+            await self._objects.delete(name)

@@ -1,0 +1,272 @@
+"""Stores that keep everything in memory: for tests, for simulation, and to show what the ports ask for, plainly.
+
+They hold to the same contracts as the real ones. Every method gives way to other tasks once, before it does anything.
+"""
+
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+
+from anyio.lowlevel import checkpoint
+from attrs import define, field
+
+from ...actors.errors import NotOpen, ObjectExists, ObjectMissing, StaleEpoch
+from ...actors.ports import (
+    CatalogQuery,
+    CatalogRow,
+    JournalStatistics,
+    MirrorAnswer,
+    MirrorHead,
+    MirrorUpdate,
+    Record,
+    RecordKind,
+)
+from .object_names import check_name, check_prefix
+
+
+class MemoryJournal:
+    """`Journal` in memory."""
+
+    def __init__(self) -> None:
+        self._epoch = 0
+        self._marks: list[Record] = []
+        self._sessions: dict[str, list[Record]] = {}
+        self._heads: dict[str, int] = {}
+        self._commits = 0
+        self._closed = False
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    def heads(self) -> Mapping[str, int]:
+        return self._heads
+
+    def pending_bytes(self, session_id: str, after_seq: int) -> int:
+        return sum(len(record.payload) for record in self._above(session_id, after_seq))
+
+    async def append(self, records: Sequence[Record]) -> None:
+        await self._begin()
+        if not records:
+            return
+        epoch, ahead = self._epoch, dict[str, int]()
+        for record in records:
+            if record.epoch < epoch:
+                raise StaleEpoch(
+                    f"epoch {record.epoch} is fenced: the journal is at {epoch}; stop this process"
+                )
+            epoch = record.epoch
+            if record.kind is RecordKind.EVENTS:
+                last_seq = ahead.get(record.session_id, self._heads.get(record.session_id))
+                if (
+                    record.count < 1
+                    or record.first_seq < 1
+                    or record.first_seq != (last_seq or record.first_seq - 1) + 1
+                ):
+                    raise ValueError(
+                        f"session {record.session_id}: seq {record.first_seq} does not follow {last_seq}"
+                    )
+                ahead[record.session_id] = record.last_seq
+        for record in records:
+            events = record.kind is RecordKind.EVENTS
+            (self._sessions.setdefault(record.session_id, []) if events else self._marks).append(record)
+        self._epoch = epoch
+        self._heads.update(ahead)
+        self._commits += 1
+
+    async def read(
+        self, session_id: str, after_seq: int = 0, *, bytes_max: int | None = None
+    ) -> list[Record]:
+        await self._begin()
+        records = self._above(session_id, after_seq)
+        sizes = itertools.accumulate(len(record.payload) for record in records)
+        enough = (count for count, size in enumerate(sizes, 1) if bytes_max is not None and size >= bytes_max)
+        return records[: next(enough, len(records))]
+
+    def statistics(self) -> JournalStatistics:
+        records = [record for session in (self._marks, *self._sessions.values()) for record in session]
+        return JournalStatistics(
+            sessions=len(self._sessions),
+            records=len(records),
+            events=sum(record.count for record in records),
+            payload_bytes=sum(len(record.payload) for record in records),
+            commits=self._commits,
+            damaged=0,
+        )
+
+    async def close(self) -> None:
+        await checkpoint()
+        self._closed = True
+
+    async def _begin(self) -> None:
+        await checkpoint()
+        if self._closed:
+            raise NotOpen
+
+    def _above(self, session_id: str, after_seq: int) -> list[Record]:
+        return [record for record in self._sessions.get(session_id, ()) if record.last_seq > after_seq]
+
+
+class MemoryCatalog:
+    """`Catalog` in memory."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, CatalogRow] = {}
+        self._closed = False
+
+    async def put(self, rows: Sequence[CatalogRow]) -> None:
+        await self._begin()
+        for row in rows:
+            stands = self._rows.get(row.session_id)
+            if stands is None or (row.epoch, row.seq) >= (stands.epoch, stands.seq):
+                self._rows[row.session_id] = row
+
+    async def get(self, session_id: str) -> CatalogRow | None:
+        await self._begin()
+        return self._rows.get(session_id)
+
+    async def page(self, query: CatalogQuery) -> list[CatalogRow]:
+        await self._begin()
+        rows = [
+            row
+            for row in self._rows.values()
+            if (query.before is None or _place(row) < query.before)
+            and (query.plan is None or row.plan == query.plan)
+            and (query.status is None or row.status in query.status)
+        ]
+        return sorted(rows, key=_place, reverse=True)[: query.limit]
+
+    async def heads(self) -> dict[str, int]:
+        await self._begin()
+        return {row.session_id: row.seq for row in self._rows.values()}
+
+    async def epoch(self) -> int:
+        await self._begin()
+        return max((row.epoch for row in self._rows.values()), default=0)
+
+    async def close(self) -> None:
+        await checkpoint()
+        self._closed = True
+
+    async def _begin(self) -> None:
+        await checkpoint()
+        if self._closed:
+            raise NotOpen
+
+
+def _place(row: CatalogRow) -> tuple[datetime, str]:
+    return row.created_at, row.session_id
+
+
+class MemoryObjects:
+    """`Objects` in memory."""
+
+    def __init__(self) -> None:
+        self._objects: dict[str, bytes] = {}
+
+    async def put(self, name: str, data: bytes, *, create_only: bool = False) -> None:
+        check_name(name)
+        await checkpoint()
+        if create_only and name in self._objects:
+            raise ObjectExists(f"there is an object {name} already; nothing was written")
+        self._objects[name] = data
+
+    async def get(self, name: str) -> bytes:
+        check_name(name)
+        await checkpoint()
+        try:
+            return self._objects[name]
+        except KeyError:
+            raise ObjectMissing(f"there is no object {name}") from None
+
+    async def list(self, prefix: str) -> AsyncIterator[str]:
+        start = check_prefix(prefix)
+        await checkpoint()
+        for name in sorted(self._objects):
+            if name.startswith(start):
+                yield name
+
+    async def delete(self, name: str) -> None:
+        check_name(name)
+        await checkpoint()
+        self._objects.pop(name, None)
+
+
+@define
+class _Mirrored:
+    epoch: int
+    seq: int
+    documents: dict[str, bytes] = field(factory=dict)
+    events: list[tuple[int, bytes]] = field(factory=list)
+
+
+class MemoryMirror:
+    """`Mirror` in memory. `lose` forgets sessions, as a server does that lost its data."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, _Mirrored] = {}
+        self._closed = False
+
+    async def apply(self, batch: Sequence[MirrorUpdate]) -> list[MirrorAnswer]:
+        await self._begin()
+        return [self._apply(update) for update in batch]
+
+    async def head(self, session_id: str) -> MirrorHead | None:
+        await self._begin()
+        session = self._sessions.get(session_id)
+        return None if session is None else MirrorHead(epoch=session.epoch, seq=session.seq)
+
+    async def documents(self, session_id: str) -> dict[str, bytes]:
+        await self._begin()
+        session = self._sessions.get(session_id)
+        return {} if session is None else dict(session.documents)
+
+    async def events(self, session_id: str, after_seq: int = 0) -> list[tuple[int, bytes]]:
+        await self._begin()
+        session = self._sessions.get(session_id)
+        return [] if session is None else [(seq, event) for seq, event in session.events if seq > after_seq]
+
+    async def remove(self, session_id: str, epoch: int) -> MirrorAnswer:
+        await self._begin()
+        session = self._sessions.get(session_id)
+        if session is not None and session.epoch > epoch:
+            return MirrorAnswer.FENCED
+        self._sessions.pop(session_id, None)
+        return MirrorAnswer.OK
+
+    async def close(self) -> None:
+        await checkpoint()
+        self._closed = True
+
+    def lose(self, *session_ids: str) -> None:
+        for session_id in session_ids or tuple(self._sessions):
+            self._sessions.pop(session_id, None)
+
+    def _apply(self, update: MirrorUpdate) -> MirrorAnswer:
+        session = self._sessions.get(update.session_id)
+        if session is not None:
+            if update.epoch < session.epoch:
+                return MirrorAnswer.FENCED
+            # What a former owner sent last may never have become part of this one's history: that is a gap, no double.
+            beyond = session.seq > update.last_seq if update.whole else session.seq >= update.last_seq
+            if beyond and update.epoch == session.epoch:
+                return MirrorAnswer.DUP
+        if update.whole:
+            session = self._sessions[update.session_id] = _Mirrored(update.epoch, 0)
+        elif update.first_seq != (session.seq if session is not None else 0) + 1:
+            return MirrorAnswer.GAP
+        elif session is None:
+            session = self._sessions[update.session_id] = _Mirrored(update.epoch, 0)
+        session.epoch, session.seq = update.epoch, update.last_seq
+        session.events += enumerate(update.events, update.last_seq - len(update.events) + 1)
+        for name, document in update.documents.items():
+            if document is None:
+                session.documents.pop(name, None)
+            else:
+                session.documents[name] = document
+        return MirrorAnswer.OK
+
+    async def _begin(self) -> None:
+        await checkpoint()
+        if self._closed:
+            raise NotOpen

@@ -1,0 +1,29 @@
+"""The supervision tree: which long-running parts a runtime has, in the order in which they stand on each other.
+
+    runtime (rest_for_one)
+      commit       the group-commit writer: what the kernel hands over becomes durable
+      kernel       drives the session actors, which are virtual: messages bring them back, restarts are counted for each
+      catalog      the projection that lists are read from
+      snapshots    the timer
+      passivation  idle sessions leave memory
+
+A child that fails takes those below it along, since they stand on it; sessions and their mailboxes belong to the kernel's
+registry and outlive all of them. A stale epoch is fatal: another process owns the folder.
+"""
+
+from ..actors.errors import OwnershipLost
+from ..actors.kernel.supervisor import ChildSpec, Run, Strategy, Supervisor
+
+
+def runtime_tree(*, commit: Run, kernel: Run, catalog: Run, snapshots: Run, passivation: Run) -> Supervisor:
+    """The tree over these parts."""
+    return Supervisor(
+        Strategy.REST_FOR_ONE,
+        [
+            ChildSpec(child_id="commit", run=commit, fatal=(OwnershipLost,)),
+            ChildSpec(child_id="kernel", run=kernel),
+            ChildSpec(child_id="catalog", run=catalog),
+            ChildSpec(child_id="snapshots", run=snapshots),
+            ChildSpec(child_id="passivation", run=passivation),
+        ],
+    )

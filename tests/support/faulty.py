@@ -1,0 +1,81 @@
+"""Stores that fail when told, around ones that work. Fault points live here and in no shipped code."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+import anyio
+from attrs import define, field
+
+from sojourn.actors.errors import StoreError, StoreUnavailable
+from sojourn.actors.ports import JournalStatistics, Record
+from sojourn.runtime.stores.memory import MemoryJournal
+
+
+@define(eq=False)
+class FaultyJournal:
+    """A memory journal in front of which a fault can stand.
+
+    Attributes:
+        fault: raised by every append while it is set, with nothing written.
+        fault_after: raised by the next append once it has written: the outcome that nobody knows.
+        hold: while set to an event, an append waits for it before it writes.
+    """
+
+    inner: MemoryJournal = field(factory=MemoryJournal)
+    fault: StoreError | None = None
+    fault_after: StoreError | None = None
+    hold: anyio.Event | None = None
+    unreadable: bool = False
+
+    @property
+    def epoch(self) -> int:
+        return self.inner.epoch
+
+    def heads(self) -> Mapping[str, int]:
+        return self.inner.heads()
+
+    def pending_bytes(self, session_id: str, after_seq: int) -> int:
+        return self.inner.pending_bytes(session_id, after_seq)
+
+    async def append(self, records: Sequence[Record]) -> None:
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.fault is not None:
+            raise self.fault
+        await self.inner.append(records)
+        if self.fault_after is not None:
+            fault, self.fault_after = self.fault_after, None
+            raise fault
+
+    async def read(
+        self, session_id: str, after_seq: int = 0, *, bytes_max: int | None = None
+    ) -> list[Record]:
+        if self.unreadable:
+            raise StoreUnavailable("the disk does not answer")
+        return await self.inner.read(session_id, after_seq, bytes_max=bytes_max)
+
+    def statistics(self) -> JournalStatistics:
+        return self.inner.statistics()
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+@define(eq=False)
+class TestClock:
+    """Wall and monotonic time that move only when told."""
+
+    __test__ = False
+
+    wall: datetime = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
+    seconds: float = 1_000.0
+
+    def now(self) -> datetime:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def pass_time(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.wall += timedelta(seconds=seconds)
