@@ -38,10 +38,10 @@ def test_the_wheel_rings_everything_once_never_early_and_at_most_a_tick_late(
     assert len(wheel) == len(kept)
     rung: list[Entry] = []
     for now in sorted(moments):
-        for entry in wheel.due(now):
-            assert isinstance(entry, Hung)
-            assert entry.deadline <= now
-            rung.append(entry)
+        for due in wheel.due(now):
+            assert isinstance(due, Hung)
+            assert due.deadline <= now
+            rung.append(due)
         for entry in kept:
             if entry.deadline <= now - 2 * TICK_S:
                 assert entry in rung
