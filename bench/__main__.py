@@ -9,6 +9,8 @@ from typing import Any
 
 import cyclopts
 
+from sojourn.runtime.tuning import tune_process
+
 from . import harness
 
 app = cyclopts.App(
@@ -41,6 +43,7 @@ def run(
         rounds: how often ceiling and scenario are measured in turn.
         json: write everything to this file.
     """
+    tune_process()
     options = harness.Options(sessions=sessions, clients=clients, operations=operations, rounds=rounds)
     results = []
     try:

@@ -1,8 +1,9 @@
 """One thread that owns one blocking thing, for callers on asyncio or trio.
 
 It sits under every group commit, so a hop is a queue item there and one callback back: a worker-thread pool with its
-capacity limiter costs twice that (0.18 ms against 0.08 ms). Where the event loop never pauses, the thread waits for the
-interpreter lock at each step: a host lowers `sys.setswitchinterval` to 0.1 ms or less (commits of 3 s become 4 ms).
+capacity limiter costs twice that (0.18 ms against 0.08 ms). Where the event loop never pauses, the thread waits for
+the interpreter lock at each step: a host lowers `sys.setswitchinterval` to 0.1 ms or less (commits of up to 3 s become
+2-4 ms).
 """
 
 import asyncio

@@ -7,17 +7,17 @@ import anyio
 import structlog
 
 from ..actors.errors import StoreError
-from ..actors.ports import Catalog, CatalogRow, Record
+from ..actors.ports import Catalog, CatalogRow
 from ..actors.session.record import encode_record
 
 log = structlog.get_logger("sojourn.catalog")
 
-INTERVAL_S = 0.5
+INTERVAL_S = 5.0
 ROWS_A_WRITE = 500
 
 
 class CatalogProjector:
-    """Collects which sessions changed and writes their rows twice a second, however often they change.
+    """Collects which sessions changed and writes their rows every few seconds, however often they change.
 
     Args:
         read: the public record of a session, durable as it is; None where there is none to list.
@@ -35,12 +35,8 @@ class CatalogProjector:
         return len(self._dirty)
 
     def mark(self, session_ids: Sequence[str]) -> None:
-        """These have changed."""
+        """These have changed; called for every commit."""
         self._dirty.update(session_ids)
-
-    def publish(self, records: Sequence[Record]) -> None:
-        """Committed records; called for every commit."""
-        self._dirty.update([record.session_id for record in records])
 
     async def run(self, started: Callable[[], None]) -> None:
         """A child of a supervisor; runs until cancelled, and then writes what is left."""

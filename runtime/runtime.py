@@ -56,6 +56,7 @@ from .tree import runtime_tree
 log = structlog.get_logger("sojourn.runtime")
 
 HISTORY_BYTES_A_READ = 1024 * 1024
+_APPLIED, _MIRRORED = Ack.APPLIED, Ack.MIRRORED
 
 
 class SystemClock:
@@ -64,8 +65,9 @@ class SystemClock:
     def now(self) -> datetime:
         return datetime.now(UTC)
 
-    def monotonic(self) -> float:
-        return time.monotonic()
+    monotonic = staticmethod(
+        time.monotonic
+    )  # read several times a command: a method around it costs as much again
 
 
 @frozen(kw_only=True)
@@ -137,7 +139,7 @@ class Runtime:
             snapshots=self._snapshotter.run,
             passivation=self._passivate_idle,
         )
-        self._opened_at = self._last_command_at = clock.monotonic()
+        self._opened_at = self._last_end_at = clock.monotonic()
         self._signs: dict[str, float] = {}
 
     @classmethod
@@ -239,7 +241,10 @@ class Runtime:
         if session_id not in self._kernel.cells:
             await self._must_exist(session_id)
         done: Done = await self._send(session_id, command, ack, deadline_s, size_bytes)
-        self._heard_from(session_id, command.type in ENDING_COMMANDS)
+        if command.type in ENDING_COMMANDS:
+            self._ended(session_id)
+        else:
+            self._signs[session_id] = self._kernel.now  # fresh: it has just stepped to answer us
         return done
 
     async def ask_batch(
@@ -262,13 +267,16 @@ class Runtime:
             isinstance(command, Command) and command.type in ENDING_COMMANDS and isinstance(answer, Done)
             for command, answer in zip(commands, answers, strict=True)
         )
-        self._heard_from(session_id, ended)
+        if ended:
+            self._ended(session_id)
+        else:
+            self._signs[session_id] = self._kernel.now
         return answers
 
     async def heartbeat(self, session_id: str) -> None:
         """A sign of life of the session's reporter. Raises NoSuchSession."""
         await self._must_exist(session_id)
-        self._heard_from(session_id, False)
+        self._signs[session_id] = self._clock.monotonic()
 
     def _send(
         self, session_id: str, message: Command | Batch, ack: Ack, deadline_s: float | None, size_bytes: int
@@ -277,7 +285,7 @@ class Runtime:
             raise NotOpen
         if self._writer.refusing is not None:
             raise self._writer.refusing
-        if ack is Ack.MIRRORED:
+        if ack is _MIRRORED:
             raise DurabilityUnavailable(ack.value, None)
         return self._kernel.ask(
             session_id,
@@ -285,7 +293,7 @@ class Runtime:
             self._park(),
             deadline_s=self.settings.ask_deadline_s if deadline_s is None else deadline_s,
             size_bytes=size_bytes,
-            early=ack is Ack.APPLIED,
+            early=ack is _APPLIED,
         )
 
     # -- reading ---------------------------------------------------------------------------------------------------
@@ -354,11 +362,15 @@ class Runtime:
         return found
 
     def idle_for_s(self) -> float:
-        """Seconds since the last command or heartbeat; 0 while a session that has not ended shows signs of life."""
+        """Seconds since the last sign of life of any session, or the end of one; 0 while a session that has not ended
+        shows signs of life."""
         now = self._clock.monotonic()
-        if any(now - sign <= LOST_AFTER_S for sign in self._signs.values()):
-            return 0.0
-        return now - self._last_command_at
+        last_sign = max(self._signs.values(), default=self._opened_at)
+        return (
+            0.0
+            if self._signs and now - last_sign <= LOST_AFTER_S
+            else now - max(last_sign, self._last_end_at)
+        )
 
     # -- within ----------------------------------------------------------------------------------------------------
 
@@ -392,8 +404,9 @@ class Runtime:
 
     def _publish(self, records: Sequence[Record]) -> None:
         self._hub.publish(records)
-        self._projector.publish(records)
-        self._snapshotter.publish(records)
+        session_ids = [record.session_id for record in records]
+        self._projector.mark(session_ids)
+        self._snapshotter.mark(session_ids)
 
     def _epoch_mark(self) -> Record:
         return Record("", 0, 0, self.epoch, b"", RecordKind.EPOCH)
@@ -415,18 +428,15 @@ class Runtime:
 
     def _completed(self, record: dict[str, Any]) -> dict[str, Any]:
         now = self._clock.now()
-        sign = self._signs.get(record["session_id"], self._opened_at)
-        silent_s = self._clock.monotonic() - sign
-        return complete_record(
-            record, now=now, last_sign_at=now - timedelta(seconds=silent_s), owner_alive=True
-        )
+        last_sign_at = record["updated_at"]
+        if record["ended_at"] is None:
+            silent_s = self._clock.monotonic() - self._signs.get(record["session_id"], self._opened_at)
+            last_sign_at = max(last_sign_at, now - timedelta(seconds=silent_s))
+        return complete_record(record, now=now, last_sign_at=last_sign_at, owner_alive=True)
 
-    def _heard_from(self, session_id: str, ended: bool) -> None:
-        now = self._last_command_at = self._clock.monotonic()
-        if ended:
-            self._signs.pop(session_id, None)
-        else:
-            self._signs[session_id] = now
+    def _ended(self, session_id: str) -> None:
+        self._last_end_at = self._clock.monotonic()
+        self._signs.pop(session_id, None)
 
     async def _passivate_idle(self, started: Any) -> None:
         started()

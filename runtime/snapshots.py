@@ -8,7 +8,7 @@ import structlog
 from anyio import to_thread
 
 from ..actors.errors import CallerError, StoreError
-from ..actors.ports import Journal, Objects, Record
+from ..actors.ports import Journal, Objects
 from ..actors.session.codec import encode_snapshot
 from ..actors.session.model import SessionState
 from .recovery import SNAPSHOTS_KEPT, snapshot_name, snapshot_names
@@ -44,9 +44,9 @@ class Snapshotter:
         self._seqs: dict[str, int] = {}
         self.written = 0
 
-    def publish(self, records: Sequence[Record]) -> None:
-        """Committed records; called for every commit."""
-        self._changed.update([record.session_id for record in records])
+    def mark(self, session_ids: Sequence[str]) -> None:
+        """These have changed; called for every commit."""
+        self._changed.update(session_ids)
 
     def recovered(self, session_id: str, snapshot_seq: int) -> None:
         """A session was read back, beginning with a snapshot of this seq (0: none)."""

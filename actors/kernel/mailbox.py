@@ -81,9 +81,10 @@ class Mailbox:
             count = len(normal)
             # A call of min() is a tenth of a tell.
             if count == 1:
-                taken = [normal.popleft()]
-            else:
-                taken = [normal.popleft() for _ in range(count if count < count_max else count_max)]  # noqa: FURB136
+                envelope = normal.popleft()
+                self.payload_bytes -= envelope.size_bytes
+                return [envelope]
+            taken = [normal.popleft() for _ in range(count if count < count_max else count_max)]  # noqa: FURB136
         else:
             return []
         if self.payload_bytes:

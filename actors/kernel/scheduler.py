@@ -66,6 +66,7 @@ class Kernel:
         before_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.clock = clock
+        self.now = clock()  # of the last step
         self.cells: dict[str, Cell] = {}
         self.outbox: list[Slot] = []
         self.starts: list[tuple[Cell, ActorContext]] = []
@@ -184,6 +185,7 @@ class Kernel:
             When to call again at the latest, on the same clock: `now` where more is ready, infinity where nothing waits.
         """
         self._before_step()
+        self.now = now
         wheel = self._wheel
         if now >= wheel.next_at():
             for entry in wheel.due(now):
@@ -318,8 +320,19 @@ class Kernel:
         was_empty = not run_queue
         for slot in slots:
             for envelope in slot.turns:
-                if envelope.reply is not None:
-                    self._answer(envelope)
+                # `_answer`, inlined for its common case.
+                reply = envelope.reply
+                if reply is not None:
+                    envelope.reply = None
+                    bucket = envelope.bucket
+                    if bucket is not None:
+                        bucket.discard(envelope)
+                        envelope.bucket = None
+                    if not reply.done():
+                        if envelope.error is None:
+                            reply.set_result(envelope.answer)
+                        else:
+                            reply.set_exception(envelope.error)
             count = len(slot.turns)
             self._awaiting -= count
             self._replied += count

@@ -8,7 +8,7 @@ from attrs import define, frozen
 
 from ..errors import CallerError
 from ..ports import Record
-from .codec import encode_event, public_state
+from .codec import encode_event, payload_of, public_state
 from .commands import Command
 from .core import answer_seq, apply, decide
 from .model import Limits, SessionState
@@ -62,41 +62,39 @@ class SessionActor:
 
     def receive(self, message: Command | Batch | Read) -> Any:
         """Answers Done to a command, a list of Done or CallerError to a batch, what `look` returns to a read."""
-        kind = type(message)
-        if kind is Command:
-            return self._handle(message)  # type: ignore[arg-type]
-        if kind is Batch:
-            return [self._judge(command) for command in message.commands]  # type: ignore[union-attr]
-        return message.look(self.state)  # type: ignore[union-attr]
+        if type(message) is Command:
+            state, around = self.state, self._around
+            events = decide(state, message, now=around.now, limits=around.limits)
+            if not events:
+                return Done(answer_seq(state, message), True)
+            lines = self._lines
+            if not lines:
+                self._first_seq = events[0].seq
+            for event in events:
+                apply(state, event, limits=around.limits)
+                lines.append(encode_event(event))
+            return Done(state.seq, False)
+        if isinstance(message, Batch):
+            return [self._judge(command) for command in message.commands]
+        assert isinstance(message, Read)
+        return message.look(self.state)
 
-    def _judge(self, command: Command | CallerError) -> Done | CallerError:
+    def _judge(self, command: Command | CallerError) -> Any:
         if isinstance(command, CallerError):
             return command
         try:
-            return self._handle(command)
+            return self.receive(command)
         except CallerError as error:
             return error
-
-    def _handle(self, command: Command) -> Done:
-        state, around = self.state, self._around
-        lines = self._lines
-        events = decide(state, command, now=around.now, limits=around.limits)
-        if not events:
-            return Done(answer_seq(state, command), True)
-        if not lines:
-            self._first_seq = events[0].seq
-        for event in events:
-            apply(state, event, limits=around.limits)
-            lines.append(encode_event(event))
-        return Done(state.seq)
 
     def close_slot(self) -> Record | None:
         """The events of the slot's turns, as one record."""
         lines = self._lines
         if not lines:
             return None
-        payload = lines[0] if len(lines) == 1 else b"".join(lines)
-        record = Record(self.state.session_id, self._first_seq, len(lines), self._around.epoch, payload)
+        record = Record(
+            self.state.session_id, self._first_seq, len(lines), self._around.epoch, payload_of(lines)
+        )
         lines.clear()
         return record
 

@@ -6,7 +6,7 @@ outside goes through `wire.py`.
 
 import hashlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
@@ -23,9 +23,13 @@ STATE_FORMAT = 1
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
-def encode_event(event: Event) -> bytes:
-    """One line, with its newline."""
-    return _encode(event) + b"\n"
+# One event as a line, without its newline. The encoder's own method: a function around it would cost a third of it.
+encode_event: Callable[[Event], bytes] = _encode
+
+
+def payload_of(lines: list[bytes]) -> bytes:
+    """A record's payload: every line ends with a newline."""
+    return lines[0] + b"\n" if len(lines) == 1 else b"\n".join(lines) + b"\n"
 
 
 def command_digest(command: Command) -> str:

@@ -4,8 +4,8 @@
 
 The body is the payloads, each followed by its checksum, so damage to one costs that record and no other. The directory
 says whose they are and how long; it carries a checksum and stands at both ends, and a row is lost only when both are
-damaged. It is written by columns, because then nearly all of the work is done in C: 0.5 us a record of 200 bytes
-against 1.0 us with a head per record, and 0.5 us against 2.1 us to read it again.
+damaged. It is written by columns, because then nearly all of the work is done in C: 0.6 us a record of 200 bytes
+against 0.9 us with a head per record, and 0.8 us against 2.0 us to read it again.
 
 Little endian. directory = magic, crc32 of the rest, its length, records, epoch; then first seqs (8 bytes each), counts
 (4), payload lengths (4), kinds (1), and the session ids (ASCII, each followed by a newline). `size` is the directory's
@@ -136,7 +136,12 @@ def _directory(data: bytes, start: int) -> Row | None:
     if start < 0 or start + _HEAD.size > len(data):
         return None
     magic, crc, size, total, epoch = _HEAD.unpack_from(data, start)
-    if magic != MAGIC or crc32(data[start + _CHECKED : start + size]) != crc:
+    # The checksum of nothing is 0, so a size of 0 would carry it: zeros in the head must not look like one that holds.
+    if (
+        magic != MAGIC
+        or size < _HEAD.size + 17 * total
+        or crc32(data[start + _CHECKED : start + size]) != crc
+    ):
         return None
     at = start + _HEAD.size
     first_seqs = struct.unpack_from(f"<{total}Q", data, at)

@@ -73,6 +73,8 @@ class JournalIndex:
             StaleEpoch: one is of a lower epoch than what stands before it.
             ValueError: a record does not follow what stands before it of its session.
         """
+        if len(rows) == 1 and self._plainly_follows(rows[0]):
+            return
         epoch = self.epoch
         ahead: dict[str, int] = {}
         for row in rows:
@@ -95,6 +97,17 @@ class JournalIndex:
                 if before + count > SEQ_MAX:
                     raise ValueError(f"session {session_id}: seq {before + count} is above {SEQ_MAX}")
 
+    def _plainly_follows(self, row: Row) -> bool:
+        """Whether it is one record each of sessions that are known, in this epoch: nearly always, and told in C."""
+        return (
+            row.epoch == self.epoch
+            and row.kinds.count(RecordKind.EVENTS) == len(row.kinds) == len(set(row.session_ids))
+            and [first_seq - 1 for first_seq in row.first_seqs]
+            == list(map(self._last_seqs.get, row.session_ids))
+            and min(row.counts) > 0
+            and max(row.first_seqs) + max(row.counts) <= SEQ_MAX
+        )
+
     def add(self, number: int, row: Row) -> None:
         """A row that stands in the journal under `number`, just committed or found there."""
         if row.epoch > self.epoch or not self._epochs:
@@ -102,7 +115,7 @@ class JournalIndex:
             self._epoch_rows.append(number)
             self._epochs.append(row.epoch)
         high = number << _OFFSET_BITS
-        events = RecordKind.EVENTS
+        events = RecordKind.EVENTS.value
         last_seqs, all_words = self._last_seqs, self._words
         for session_id, first_seq, count, kind, length, offset in zip(
             row.session_ids, row.first_seqs, row.counts, row.kinds, row.lengths, row.offsets, strict=True
@@ -111,29 +124,28 @@ class JournalIndex:
                 continue
             last_seq = first_seq + count - 1
             before = last_seqs.get(session_id)
-            if before is None:
-                all_words[session_id] = array(
-                    "Q", ((first_seq - 1) << 32, 0, last_seq << 32 | length, high | offset)
-                )
+            record = (last_seq << 32 | length, high | offset)
+            if before == first_seq - 1:
+                all_words[session_id].extend(record)
+            elif before is None:
+                all_words[session_id] = array("Q", ((first_seq - 1) << 32, 0, *record))
             elif last_seq <= before:  # all of it stands here already
                 continue
-            elif first_seq > before + 1:
-                all_words[session_id].extend(
-                    ((first_seq - 1) << 32, 0, last_seq << 32 | length, high | offset)
-                )
-            else:
-                all_words[session_id].extend((last_seq << 32 | length, high | offset))
+            elif first_seq > before:
+                all_words[session_id].extend(((first_seq - 1) << 32, 0, *record))
+            else:  # a part of it does: no owner writes that, and reading it will say so
+                all_words[session_id].extend(record)
             last_seqs[session_id] = last_seq
-        held = [length for length in row.lengths if length]
-        self._records += len(held)
-        self._damaged += len(row.lengths) - len(held)
-        self._events += sum(row.counts)
-        self._payload_bytes += sum(held) - CRC_BYTES * len(held)
-        if len(held) < len(row.lengths):
-            self._events -= sum(
-                count for count, length in zip(row.counts, row.lengths, strict=True) if not length
-            )
+        self._count(row)
         self.row = number
+
+    def _count(self, row: Row) -> None:
+        lost = [count for count, length in zip(row.counts, row.lengths, strict=True) if not length]
+        held = len(row.lengths) - len(lost)
+        self._records += held
+        self._damaged += len(lost)
+        self._events += sum(row.counts) - sum(lost)
+        self._payload_bytes += sum(row.lengths) - CRC_BYTES * held
 
     def add_lost(self, number: int) -> None:
         """A row of which nothing can be read. Whose events it held shows as holes between others, or not at all."""

@@ -39,7 +39,7 @@ from .sqlite_files import (
 APPLICATION_ID = 0x534A524E  # "SJRN"
 FORMAT = 1
 PAGE_BYTES = 8192  # a row of 90 KB commits in 0.4 ms (0.5 ms at 4,096), a row of 350 B in 0.3 ms at either
-WAL_BYTES_MAX = 16 * 1024 * 1024  # written back in some 30 ms, which is what a commit then waits
+WAL_BYTES_MAX = 16 * 1024 * 1024  # written back in some 40 ms, which is what a commit then waits
 READ_BYTES_MAX = 1024 * 1024  # in one hop to the owner thread: a long read must not hold up a commit
 READ_RECORDS_MAX = 256
 

@@ -251,7 +251,7 @@ def test_recovered_state_is_the_fold_of_the_events_from_any_snapshot(given_: lis
             continue
         if state.seq <= cut:
             snapshot = codec.encode_snapshot(state, 1)
-    lines = b"".join(map(codec.encode_event, events))
+    lines = b"".join(codec.encode_event(event) + b"\n" for event in events)
     assert list(codec.decode_events(lines)) == events
     expected = codec.encode_snapshot(state, 1)
     assert codec.encode_snapshot(fold("sess_1", events, limits=LIMITS), 1) == expected

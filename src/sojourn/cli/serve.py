@@ -1,7 +1,6 @@
 """`sojourn serve`: the owner of a data folder, listening on loopback and on the folder's socket."""
 
 import contextlib
-import gc
 import importlib.util
 import ipaddress
 import socket
@@ -23,6 +22,7 @@ from ..runtime.paths import api_socket_path, default_data_dir
 from ..runtime.runtime import Runtime
 from ..runtime.settings import Settings
 from ..runtime.telemetry import configure_logging
+from ..runtime.tuning import tune_process
 
 log = structlog.stdlib.get_logger()
 
@@ -69,8 +69,6 @@ def serve(
             2,
         )
     configure_logging()
-    # Fewer collections, and none of them over what is loaded once (`gc.freeze` below): their pauses are most of p99.
-    gc.set_threshold(50_000, 20, 20)
     options = _Options(
         settings=Settings(data_dir=data if data is not None else default_data_dir()),
         address=(host, port) if tcp else None,
@@ -115,8 +113,7 @@ async def _serve(options: _Options) -> None:
                 app = create_app(runtime, token=options.token)
                 idle_s = options.exit_when_idle_s
                 idle = (lambda: runtime.idle_for_s() >= idle_s) if idle_s is not None else None
-                gc.collect()
-                gc.freeze()
+                tune_process()
                 log.info(
                     "serve.listening",
                     url=_url(tcp) if tcp is not None else None,

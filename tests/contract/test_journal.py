@@ -1,0 +1,188 @@
+"""What every journal must do, whatever it is made of."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from sojourn.actors.errors import NotOpen, StaleEpoch
+from sojourn.actors.ports import Journal, Record, RecordKind
+from sojourn.runtime.stores.journal_sqlite import SqliteJournal
+from sojourn.runtime.stores.memory import MemoryJournal
+
+pytestmark = pytest.mark.anyio
+
+
+def events(session_id: str, first_seq: int, count: int = 1, *, epoch: int = 0) -> Record:
+    lines = [b'{"seq":%d}\n' % seq for seq in range(first_seq, first_seq + count)]
+    return Record(session_id, first_seq, count, epoch, b"".join(lines))
+
+
+def claim(epoch: int) -> Record:
+    return Record("", 0, 0, epoch, b"{}", RecordKind.EPOCH)
+
+
+class JournalContract:
+    @pytest.fixture(params=["asyncio", "trio"])
+    def anyio_backend(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    async def test_a_new_journal_is_empty(self, journal: Journal) -> None:
+        assert journal.epoch == 0
+        assert dict(journal.heads()) == {}
+        assert await journal.read("a") == []
+        assert journal.pending_bytes("a", 0) == 0
+
+    async def test_what_was_appended_is_read_by_seq(self, journal: Journal) -> None:
+        await journal.append([events("a", 1, 2), events("b", 1), events("a", 3)])
+        await journal.append([events("b", 2, 5)])
+        assert await journal.read("a") == [events("a", 1, 2), events("a", 3)]
+        assert await journal.read("b") == [events("b", 1), events("b", 2, 5)]
+
+    async def test_reading_above_a_seq_gives_whole_records(self, journal: Journal) -> None:
+        await journal.append([events("a", 1, 3), events("a", 4, 3), events("a", 7)])
+        assert await journal.read("a", 3) == [events("a", 4, 3), events("a", 7)]
+        assert await journal.read("a", 5) == [events("a", 4, 3), events("a", 7)]
+        assert await journal.read("a", 7) == []
+
+    async def test_a_read_ends_with_the_record_that_reaches_its_bytes(self, journal: Journal) -> None:
+        records = [events("a", seq) for seq in range(1, 10)]
+        size = len(records[0].payload)
+        await journal.append(records)
+        assert await journal.read("a", bytes_max=1) == records[:1]
+        assert await journal.read("a", 2, bytes_max=2 * size) == records[2:4]
+        assert await journal.read("a", 2, bytes_max=2 * size + 1) == records[2:5]
+        assert await journal.read("a", bytes_max=1_000_000) == records
+
+    async def test_a_long_session_is_read_whole(self, journal: Journal) -> None:
+        records = [events("a", seq) for seq in range(1, 701)]
+        for start in range(0, 700, 7):
+            await journal.append(records[start : start + 7])
+        assert await journal.read("a") == records
+
+    async def test_payloads_come_back_to_the_byte(self, journal: Journal) -> None:
+        payloads = [b"", b"\0", bytes(range(256)), b"\xffSJ1" * 100, b"x" * 100_000]
+        records = [Record("a", seq, 1, 0, payload) for seq, payload in enumerate(payloads, 1)]
+        await journal.append(records)
+        assert await journal.read("a") == records
+
+    async def test_heads_show_each_session_at_its_last_seq(self, journal: Journal) -> None:
+        heads = journal.heads()
+        await journal.append([events("a", 1, 3), events("b", 1)])
+        await journal.append([events("a", 4)])
+        assert dict(heads) == {"a": 4, "b": 1}
+        assert heads.get("c") is None
+        assert len(heads) == 2
+
+    async def test_a_session_may_begin_at_any_seq(self, journal: Journal) -> None:
+        await journal.append([events("a", 41, 2)])
+        assert await journal.read("a", 7) == [events("a", 41, 2)]
+        assert journal.heads()["a"] == 42
+
+    async def test_pending_bytes_count_whole_records(self, journal: Journal) -> None:
+        records = [events("a", 1, 2), events("a", 3, 2), events("a", 5)]
+        sizes = [len(record.payload) for record in records]
+        await journal.append(records)
+        assert [journal.pending_bytes("a", seq) for seq in (0, 1, 2, 3, 4, 5)] == [
+            sum(sizes),
+            sum(sizes),
+            sum(sizes[1:]),
+            sum(sizes[1:]),
+            sizes[2],
+            0,
+        ]
+
+    async def test_a_claim_raises_the_epoch_and_is_no_session(self, journal: Journal) -> None:
+        await journal.append([claim(3)])
+        assert journal.epoch == 3
+        assert dict(journal.heads()) == {}
+
+    async def test_events_of_a_higher_epoch_raise_it_too(self, journal: Journal) -> None:
+        await journal.append([events("a", 1, epoch=2), events("b", 1, epoch=5)])
+        assert journal.epoch == 5
+        assert (await journal.read("a"))[0].epoch == 2
+
+    async def test_a_batch_with_one_stale_epoch_writes_nothing(self, journal: Journal) -> None:
+        await journal.append([claim(2)])
+        with pytest.raises(StaleEpoch):
+            await journal.append([events("a", 1, epoch=2), events("b", 1, epoch=1)])
+        assert dict(journal.heads()) == {}
+        await journal.append([events("a", 1, epoch=2)])
+        assert await journal.read("a") == [events("a", 1, epoch=2)]
+
+    async def test_a_batch_whose_epochs_fall_writes_nothing(self, journal: Journal) -> None:
+        with pytest.raises(StaleEpoch):
+            await journal.append([events("a", 1, epoch=5), events("b", 1, epoch=4)])
+        assert (journal.epoch, dict(journal.heads())) == (0, {})
+
+    @pytest.mark.parametrize(
+        "batch",
+        [
+            [events("b", 1), events("a", 2)],
+            [events("b", 1), events("a", 4)],
+            [events("b", 1), events("b", 3)],
+            [events("b", 1), events("a", 3), events("a", 3)],
+            [events("b", 1), Record("c", 1, 0, 0, b"")],
+            [events("b", 1), Record("c", 0, 1, 0, b"")],
+        ],
+    )
+    async def test_a_record_that_does_not_follow_is_refused_with_its_batch(
+        self, journal: Journal, batch: list[Record]
+    ) -> None:
+        await journal.append([events("a", 1, 2)])
+        with pytest.raises(ValueError, match="follow"):
+            await journal.append(batch)
+        assert dict(journal.heads()) == {"a": 2}
+
+    async def test_appending_nothing_commits_nothing(self, journal: Journal) -> None:
+        await journal.append([])
+        assert journal.statistics().commits == 0
+
+    async def test_statistics_count_what_is_held(self, journal: Journal) -> None:
+        records = [events("a", 1, 2), events("b", 1), events("a", 3)]
+        await journal.append([claim(0)])
+        await journal.append(records)
+        statistics = journal.statistics()
+        assert (statistics.sessions, statistics.records, statistics.events) == (2, 4, 4)
+        assert statistics.payload_bytes == sum(len(record.payload) for record in records) + 2
+        assert (statistics.commits, statistics.damaged) == (2, 0)
+
+    async def test_many_appends_at_once_are_committed_in_order(self, journal: Journal) -> None:
+        async with anyio.create_task_group() as tasks:
+            for session_id in map(str, range(50)):
+                tasks.start_soon(journal.append, [events(session_id, 1), events(session_id, 2)])
+        assert dict(journal.heads()) == {str(n): 2 for n in range(50)}
+
+    async def test_a_cancelled_append_is_whole_or_not_there(self, journal: Journal) -> None:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await journal.append([events("a", 1), events("b", 1)])
+        await journal.append([])
+        assert dict(journal.heads()) in ({}, {"a": 1, "b": 1})
+
+    async def test_a_closed_journal_does_nothing(self, journal: Journal) -> None:
+        await journal.append([events("a", 1)])
+        await journal.close()
+        with pytest.raises(NotOpen):
+            await journal.append([events("a", 2)])
+        with pytest.raises(NotOpen):
+            await journal.read("a")
+
+    async def test_closing_again_does_nothing(self, journal: Journal) -> None:
+        await journal.close()
+        await journal.close()
+
+
+class TestMemoryJournal(JournalContract):
+    @pytest.fixture
+    def journal(self) -> Journal:
+        return MemoryJournal()
+
+
+class TestSqliteJournal(JournalContract):
+    @pytest.fixture
+    async def journal(self, anyio_backend: str, tmp_path: Path) -> AsyncIterator[Journal]:
+        journal = await SqliteJournal.open(tmp_path / "journal.db")
+        yield journal
+        await journal.close()

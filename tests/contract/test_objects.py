@@ -1,0 +1,129 @@
+"""What every store of objects must do, whatever it is made of."""
+
+from pathlib import Path
+
+import anyio
+import pytest
+
+from sojourn.actors.errors import ObjectExists, ObjectMissing
+from sojourn.actors.ports import Objects
+from sojourn.runtime.stores.memory import MemoryObjects
+from sojourn.runtime.stores.objects_folder import FolderObjects
+
+pytestmark = pytest.mark.anyio
+
+NO_NAMES = [
+    "",
+    "/",
+    "/a",
+    "a/",
+    "a//b",
+    ".",
+    "..",
+    "a/../b",
+    "a b",
+    "a\n",
+    "ä",
+    "a\0",
+    "a" * 256,
+    "/".join("a" * 9),
+    ".tmp-x",
+]
+
+
+async def names(objects: Objects, prefix: str = "") -> list[str]:
+    return [name async for name in objects.list(prefix)]
+
+
+class ObjectsContract:
+    @pytest.fixture(params=["asyncio", "trio"])
+    def anyio_backend(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    @pytest.mark.parametrize("data", [b"", b"x", bytes(range(256)) * 5_000])
+    async def test_an_object_comes_back_to_the_byte(self, objects: Objects, data: bytes) -> None:
+        await objects.put("a/b/c.json", data)
+        assert await objects.get("a/b/c.json") == data
+
+    async def test_a_put_replaces(self, objects: Objects) -> None:
+        await objects.put("a", b"first, and longer")
+        await objects.put("a", b"second")
+        assert await objects.get("a") == b"second"
+
+    async def test_a_create_only_put_leaves_what_stands(self, objects: Objects) -> None:
+        await objects.put("a/b", b"first", create_only=True)
+        with pytest.raises(ObjectExists):
+            await objects.put("a/b", b"second", create_only=True)
+        assert await objects.get("a/b") == b"first"
+        assert await names(objects) == ["a/b"]
+
+    async def test_of_many_create_only_puts_one_succeeds(self, objects: Objects) -> None:
+        outcomes: list[bool] = []
+
+        async def put(data: bytes) -> None:
+            try:
+                await objects.put("a", data, create_only=True)
+                outcomes.append(True)
+            except ObjectExists:
+                outcomes.append(False)
+
+        async with anyio.create_task_group() as tasks:
+            for n in range(10):
+                tasks.start_soon(put, b"%d" % n)
+        assert sorted(outcomes) == [False] * 9 + [True]
+
+    async def test_a_missing_object_is_named(self, objects: Objects) -> None:
+        await objects.put("a/b", b"x")
+        for name in ("b", "a", "a/c", "a/b/c"):
+            with pytest.raises(ObjectMissing, match=name):
+                await objects.get(name)
+
+    async def test_names_are_listed_sorted_below_a_folder(self, objects: Objects) -> None:
+        for name in ("b/x", "a/2", "a/10", "a-b/x", "a/c/d", "ab"):
+            await objects.put(name, b"")
+        assert await names(objects) == ["a-b/x", "a/10", "a/2", "a/c/d", "ab", "b/x"]
+        assert await names(objects, "a") == ["a/10", "a/2", "a/c/d"]
+        assert await names(objects, "a/c") == ["a/c/d"]
+        assert await names(objects, "z") == []
+        assert await names(objects, "ab") == []
+
+    async def test_a_deleted_object_is_gone(self, objects: Objects) -> None:
+        await objects.put("a/b/c", b"x")
+        await objects.put("a/d", b"y")
+        await objects.delete("a/b/c")
+        await objects.delete("a/b/c")
+        await objects.delete("never/there")
+        assert await names(objects) == ["a/d"]
+        with pytest.raises(ObjectMissing):
+            await objects.get("a/b/c")
+        await objects.put("a/b/c", b"again")
+        assert await objects.get("a/b/c") == b"again"
+
+    @pytest.mark.parametrize("name", NO_NAMES)
+    async def test_what_is_no_name_is_refused(self, objects: Objects, name: str) -> None:
+        with pytest.raises(ValueError, match="no object name"):
+            await objects.put(name, b"x")
+        with pytest.raises(ValueError, match="no object name"):
+            await objects.get(name)
+        with pytest.raises(ValueError, match="no object name"):
+            await objects.delete(name)
+        if name:
+            with pytest.raises(ValueError, match="no object name"):
+                await names(objects, name)
+
+    async def test_the_longest_names_are_taken(self, objects: Objects) -> None:
+        name = "/".join(["a" * 60] * 7 + ["b" * 200 + ".ndjson.zst"])
+        await objects.put(name, b"x")
+        assert await names(objects) == [name]
+
+
+class TestMemoryObjects(ObjectsContract):
+    @pytest.fixture
+    def objects(self) -> Objects:
+        return MemoryObjects()
+
+
+class TestFolderObjects(ObjectsContract):
+    @pytest.fixture
+    def objects(self, tmp_path: Path) -> Objects:
+        return FolderObjects(tmp_path / "objects")

@@ -1,0 +1,210 @@
+"""The catalog on SQLite: versions, damage, cancellation."""
+
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from attrs import evolve
+
+from sojourn.actors.errors import Damaged, StoreUnavailable, UnusableFolder
+from sojourn.actors.ports import CatalogQuery, CatalogRow
+from sojourn.runtime.stores import catalog_sqlite
+from sojourn.runtime.stores.catalog_sqlite import MIGRATIONS, VERSION, SqliteCatalog
+
+pytestmark = pytest.mark.anyio
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "catalog.db"
+
+
+def row(session_id: str, **fields: Any) -> CatalogRow:
+    plain = CatalogRow(
+        session_id=session_id,
+        seq=1,
+        epoch=1,
+        tier="active",
+        status="running",
+        outcome=None,
+        plan="nightly",
+        title="a title",
+        user_id="ann",
+        created_at=NOON,
+        updated_at=NOON,
+        record=b"{}",
+    )
+    return evolve(plain, **fields)
+
+
+async def filled(path: Path, *rows: CatalogRow) -> None:
+    catalog = await SqliteCatalog.open(path)
+    await catalog.put(rows)
+    await catalog.close()
+
+
+Open = Callable[..., Awaitable[SqliteCatalog]]
+
+
+@pytest.fixture
+async def opened(anyio_backend: str) -> AsyncIterator[Open]:
+    """Opens catalogs that are closed whatever happens: one left open would keep the tests from ending."""
+    async with AsyncExitStack() as stack:
+
+        async def open_one(path: Path, **options: Any) -> SqliteCatalog:
+            catalog = await SqliteCatalog.open(path, **options)
+            stack.push_async_callback(catalog.close)
+            return catalog
+
+        yield open_one
+
+
+def schema(path: Path) -> tuple[int, set[tuple[str, str]]]:
+    connection = sqlite3.connect(path)
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    objects = set(connection.execute("SELECT type, name FROM sqlite_schema WHERE sql IS NOT NULL"))
+    connection.close()
+    return version, objects
+
+
+async def test_a_catalog_opened_again_holds_its_rows(path: Path, opened: Open) -> None:
+    await filled(path, row("a"), row("b"))
+    catalog = await opened(path)
+    assert await catalog.heads() == {"a": 1, "b": 1}
+    await catalog.close()
+    assert [file.name for file in path.parent.iterdir()] == ["catalog.db"]
+
+
+@pytest.mark.parametrize("version", range(VERSION))
+async def test_a_catalog_of_every_older_version_is_brought_up_to_date(path: Path, version: int) -> None:
+    connection = sqlite3.connect(path)
+    for script in MIGRATIONS[:version]:
+        connection.executescript(script)
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.close()
+    await filled(path, row("a"))
+    new = path.with_name("new.db")
+    await filled(new, row("a"))
+    assert schema(path) == schema(new)
+    assert schema(path)[0] == VERSION
+
+
+async def test_a_reader_of_an_older_version_is_told_who_migrates(path: Path) -> None:
+    sqlite3.connect(path).close()
+    path.touch()
+    with pytest.raises(UnusableFolder, match=f"version 0, this Sojourn reads version {VERSION}"):
+        await SqliteCatalog.open(path, read_only=True)
+
+
+async def test_a_newer_version_is_left_alone(path: Path) -> None:
+    await filled(path, row("a"))
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    before = path.read_bytes()
+    for read_only in (False, True):
+        with pytest.raises(UnusableFolder, match=rf"version 99.*up to {VERSION}.*newer Sojourn"):
+            await SqliteCatalog.open(path, read_only=read_only)
+    assert path.read_bytes() == before
+
+
+async def test_a_file_that_is_no_database_is_damaged_and_can_be_built_anew(path: Path) -> None:
+    path.write_bytes(b"not a database, but long enough to be taken for one" * 100)
+    for read_only in (False, True):
+        with pytest.raises(Damaged, match="built anew"):
+            await SqliteCatalog.open(path, read_only=read_only)
+
+
+async def test_a_damaged_page_is_damage_when_it_is_read(path: Path, opened: Open) -> None:
+    await filled(path, *(row(f"s{n}", record=b"x" * 3_000) for n in range(50)))
+    data = bytearray(path.read_bytes())
+    for page in range(4096, len(data), 4096):
+        data[page : page + 8] = b"\xff" * 8
+    path.write_bytes(data)
+    catalog = await opened(path, read_only=True)
+    with pytest.raises(Damaged, match="built anew"):
+        await catalog.page(CatalogQuery())
+
+
+async def test_a_place_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for read_only in (False, True):
+        with pytest.raises(UnusableFolder, match="nowhere"):
+            await SqliteCatalog.open(tmp_path / "nowhere" / "catalog.db", read_only=read_only)
+
+
+async def test_a_reader_beside_the_writer_sees_what_is_committed_and_writes_nothing(
+    path: Path, opened: Open
+) -> None:
+    writer = await opened(path)
+    await writer.put([row("a")])
+    reader = await opened(path, read_only=True)
+    await writer.put([row("b")])
+    assert await reader.heads() == {"a": 1, "b": 1}
+    with pytest.raises(UnusableFolder, match="read only"):
+        await reader.put([row("c")])
+
+
+async def test_a_cancelled_put_is_carried_out(path: Path, opened: Open) -> None:
+    catalog = await opened(path)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await catalog.put([row("a"), row("b")])
+    assert scope.cancelled_caught
+    await catalog.put([row("c")])
+    assert sorted(await catalog.heads()) == ["a", "b", "c"]
+
+
+async def test_closing_waits_for_the_puts_whose_callers_have_gone(path: Path, opened: Open) -> None:
+    catalog = await opened(path)
+    async with anyio.create_task_group() as tasks:
+        for n in range(10):
+            tasks.start_soon(catalog.put, [row(f"s{n}")])
+        await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    await catalog.close()
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT count(*) FROM session").fetchone() == (10,)
+    connection.close()
+
+
+async def test_a_put_that_fails_leaves_nothing_and_the_next_one_succeeds(path: Path, opened: Open) -> None:
+    catalog = await opened(path)
+    with pytest.raises(StoreUnavailable):
+        await catalog.put([row("a"), row("b", title=None)])
+    assert await catalog.heads() == {}
+    await catalog.put([row("c")])
+    assert await catalog.heads() == {"c": 1}
+
+
+async def test_many_puts_at_once_are_each_whole(path: Path, opened: Open) -> None:
+    catalog = await opened(path)
+    async with anyio.create_task_group() as tasks:
+        for n in range(20):
+            tasks.start_soon(catalog.put, [row(f"{n}-{part}") for part in range(3)])
+    assert len(await catalog.heads()) == 60
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        CatalogQuery(),
+        CatalogQuery(before=(NOON, "x")),
+        CatalogQuery(plan="nightly", before=(NOON, "x")),
+        CatalogQuery(status=frozenset({"failed", "running"}), before=(NOON, "x")),
+    ],
+)
+async def test_no_list_walks_or_sorts_all_rows(path: Path, query: CatalogQuery) -> None:
+    await filled(path, *(row(f"s{n}", created_at=NOON + timedelta(seconds=n)) for n in range(10)))
+    sql, values = catalog_sqlite._page_sql(query)
+    connection = sqlite3.connect(path)
+    plan = [detail for *_, detail in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
+    connection.close()
+    assert any("USING INDEX session_by_" in step for step in plan), plan
+    if query.status is None:
+        assert not [step for step in plan if "TEMP B-TREE" in step], plan

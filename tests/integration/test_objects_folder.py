@@ -1,0 +1,84 @@
+"""Objects in a folder: what only files can do and suffer."""
+
+import errno
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from sojourn.actors.errors import StorageFull, StoreUnavailable
+from sojourn.runtime.stores.objects_folder import FolderObjects
+from tests.support import stores
+
+pytestmark = pytest.mark.anyio
+
+
+async def names(objects: FolderObjects) -> list[str]:
+    return [name async for name in objects.list("")]
+
+
+async def test_leftovers_of_broken_writes_are_not_listed_and_are_swept(tmp_path: Path) -> None:
+    objects = FolderObjects(tmp_path)
+    assert await objects.sweep() == 0
+    await objects.put("a/b", b"x")
+    for place in (".tmp-0", "a/.tmp-1"):
+        (tmp_path / place).write_bytes(b"half")
+    assert await names(objects) == ["a/b"]
+    assert await objects.sweep() == 2
+    assert sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*")) == ["a", "a/b"]
+
+
+async def test_nothing_but_the_object_is_left_after_a_put(tmp_path: Path) -> None:
+    objects = FolderObjects(tmp_path / "objects")
+    await objects.put("a/b", b"x", create_only=True)
+    await objects.put("a/b", b"y")
+    assert [file.name for file in (tmp_path / "objects" / "a").iterdir()] == ["b"]
+
+
+async def test_folders_go_with_their_last_object(tmp_path: Path) -> None:
+    objects = FolderObjects(tmp_path)
+    await objects.put("a/b/c", b"x")
+    await objects.put("a/d", b"x")
+    await objects.delete("a/b/c")
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["a", "d"]
+    await objects.delete("a/d")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_put_over_a_folder_fails_and_leaves_nothing(tmp_path: Path) -> None:
+    objects = FolderObjects(tmp_path)
+    await objects.put("a/b", b"x")
+    with pytest.raises(StoreUnavailable, match="directory"):
+        await objects.put("a", b"x")
+    assert await names(objects) == ["a/b"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a"]
+
+
+async def test_a_store_in_the_place_of_a_file_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    objects = FolderObjects(tmp_path / "file")
+    with pytest.raises(StoreUnavailable, match="file"):
+        await objects.put("a", b"x")
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    said = stores.run_mounted('mount -t tmpfs -o size=64k tmpfs "$1"', "full_objects", tmp_path)
+    assert said == {"refused": True, "left": ["small"]}
+
+
+def test_a_file_is_synced_before_it_has_its_name_and_each_folder_after_it_changed(tmp_path: Path) -> None:
+    _, calls = stores.traced(["-e", "trace=mkdir,fsync,rename"], "put_object", tmp_path)
+    steps = [re.sub(r"\.tmp-\w+", "TEMPORARY", call).replace(str(tmp_path), "ROOT") for call in calls]
+    assert [re.findall(r"^\w+|ROOT[/\w]*", step) for step in steps] == [
+        ["mkdir", "ROOT/a"],
+        ["fsync", "ROOT"],
+        ["fsync", "ROOT/a/TEMPORARY"],
+        ["rename", "ROOT/a/TEMPORARY", "ROOT/a/b"],
+        ["fsync", "ROOT/a"],
+    ]
+
+
+def test_the_error_of_a_quota_is_a_full_store() -> None:
+    error = FolderObjects(Path("x"))._translated(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)))
+    assert isinstance(error, StorageFull)
