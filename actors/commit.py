@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 
 import anyio
 import structlog
+from anyio.lowlevel import checkpoint
 from attrs import frozen
 
-from .errors import StorageFull, StoreError, StoreUnavailable
+from .errors import Damaged, OwnershipLost, StorageFull, StoreError, StoreUnavailable
 from .kernel.actor import Slot
 from .kernel.scheduler import Kernel
 from .ports import Journal, Record
@@ -73,6 +74,10 @@ class CommitWriter:
                     await self._try_again()
                 while kernel.outbox:
                     await self._commit(kernel.take_outbox())
+                    # Twice round the loop: those just answered ask again, and the kernel steps. Else clients part into
+                    # halves that commit in turn, with twice the commits (0.54 of the ceiling against 0.45-0.51).
+                    await checkpoint()
+                    await checkpoint()
 
     async def _commit(self, slots: list[Slot]) -> None:
         for start in range(0, len(slots), GROUP_RECORDS_MAX):
@@ -87,6 +92,14 @@ class CommitWriter:
                 if not await self._is_there(records[0], error):
                     self._refuse(group, error)
                     continue
+            except OwnershipLost:
+                raise  # the tree stops, and then whoever waits is told so
+            except Exception:
+                # A mistake of ours, and nothing was written. Its sessions must not stay parked while it is reported.
+                self._kernel.refused(
+                    slots[start:], StoreUnavailable("the journal refused the record; see the log")
+                )
+                raise
             self._accept()
             self._commits += 1
             self._records += len(records)
@@ -103,6 +116,8 @@ class CommitWriter:
         while True:
             try:
                 found = await self._journal.read(record.session_id, record.first_seq - 1)
+            except Damaged:
+                return False  # not as it was written, so it is not there
             except StoreError:
                 await anyio.sleep(PROBE_S)
                 continue

@@ -6,7 +6,7 @@ from typing import Any
 import anyio
 import structlog
 
-from ..actors.errors import StoreError
+from ..actors.errors import CallerError, Damaged, IntensityExceeded, StoreError
 from ..actors.ports import Catalog, CatalogRow
 from ..actors.session.record import encode_record
 
@@ -46,7 +46,7 @@ class CatalogProjector:
                 await anyio.sleep(INTERVAL_S)
                 try:
                     await self.flush()
-                except StoreError as error:
+                except (StoreError, CallerError) as error:
                     log.error(
                         "catalog.behind",
                         sessions=self.behind,
@@ -66,13 +66,21 @@ class CatalogProjector:
             try:
                 while pending:
                     some = pending[:ROWS_A_WRITE]
-                    rows = [
-                        catalog_row(record) for id_ in some if (record := await self._read(id_)) is not None
-                    ]
-                    await self._catalog.put(rows)
+                    await self._catalog.put(
+                        [row for id_ in some if (row := await self._row(id_)) is not None]
+                    )
                     del pending[:ROWS_A_WRITE]
             finally:
                 self._dirty.update(pending)
+
+    async def _row(self, session_id: str) -> CatalogRow | None:
+        try:
+            record = await self._read(session_id)
+        except (Damaged, IntensityExceeded) as error:
+            # One session that cannot be read keeps its old row, and the others are listed all the same.
+            log.error("catalog.row_left_as_it_was", session=session_id, error=str(error))
+            return None
+        return catalog_row(record) if record is not None else None
 
 
 def catalog_row(record: dict[str, Any]) -> CatalogRow:

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+import structlog
+
 from ..actors.errors import Damaged, NoSuchSession, UnusableFolder
 from ..actors.ports import CatalogQuery, CatalogRow
 from ..actors.session.codec import public_state
@@ -17,11 +19,13 @@ from ..actors.session.model import Limits
 from ..actors.session.record import complete_record, decode_record, public_record
 from .live import Line, lines_of
 from .projector import catalog_row
-from .recovery import Recovered, recover, snapshot_name
+from .recovery import Recovered, recover, snapshot_path
 from .stores.catalog_sqlite import SqliteCatalog
 from .stores.journal_sqlite import SqliteJournal
 from .stores.lock import check_format, owner_pid
 from .stores.objects_folder import FolderObjects
+
+log = structlog.get_logger("sojourn.reader")
 
 EVENTS_BYTES_A_READ = 1024 * 1024
 
@@ -132,7 +136,7 @@ class Reader:
         return [(_place(row), self._complete(decode_record(row.record))) for row in rows[: query.limit]]
 
     async def _rows_ahead(self) -> dict[str, CatalogRow]:
-        """The rows of sessions whose journal is ahead of the catalog: the last half second of a live owner, or of one
+        """The rows of sessions whose journal is ahead of the catalog: the last seconds of a live owner, or of one
         that was killed."""
         listed = await self._catalog.heads() if self._catalog is not None else {}
         ahead: dict[str, CatalogRow] = {}
@@ -141,7 +145,12 @@ class Reader:
                 continue
             row = self._ahead.get(session_id)
             if row is None or row.seq < head:
-                row = catalog_row(_public(await self._recover(session_id)))
+                try:
+                    row = catalog_row(_public(await self._recover(session_id)))
+                except Damaged as error:
+                    # The others are listed all the same; this one as the catalog has it, if it does.
+                    log.warning("session.damaged", session=session_id, error=str(error))
+                    continue
             ahead[session_id] = row
         self._ahead = ahead
         return ahead
@@ -169,7 +178,7 @@ class Reader:
 
 def _public(recovered: Recovered) -> dict[str, Any]:
     state = recovered.state
-    path = snapshot_name(state.session_id, recovered.snapshot_seq) if recovered.snapshot_seq else None
+    path = snapshot_path(state.session_id, recovered.snapshot_seq)
     return public_record(state, epoch=recovered.epoch, snapshot_path=path)
 
 

@@ -36,6 +36,11 @@ def snapshot_name(session_id: str, seq: int) -> str:
     return f"{session_folder(session_id)}/snapshot-{seq:012d}.json"
 
 
+def snapshot_path(session_id: str, seq: int) -> str | None:
+    """Where the public record says the snapshot lies, in the data folder; None for seq 0: there is none."""
+    return snapshot_name(session_id, seq) if seq else None
+
+
 async def snapshot_names(objects: Objects, session_id: str) -> list[str]:
     """A session's snapshots, newest first."""
     names = [name async for name in objects.list(session_folder(session_id)) if "/snapshot-" in name]
@@ -46,10 +51,16 @@ async def recover(session_id: str, *, journal: Journal, objects: Objects, limits
     """The state at the journal's head; seq 0 for a session that is not there.
 
     Raises:
-        Damaged: no valid snapshot reaches the journal's first record, or a record between is damaged.
+        Damaged: no valid snapshot reaches the journal's first record, a record between is damaged, or the journal ends
+            below the snapshot.
     """
     state, epoch, snapshot_seq = await _newest_snapshot(session_id, objects)
     head = journal.heads().get(session_id, 0)
+    if state.seq > head:
+        raise Damaged(
+            f"the journal of {session_id} ends at event {head}, its snapshot stands at {state.seq}: the journal has lost its "
+            "end, or is an older copy; put back the one that belongs to this folder"
+        )
     while state.seq < head:
         records = await journal.read(session_id, state.seq, bytes_max=READ_BYTES)
         if not records:

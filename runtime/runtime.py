@@ -36,9 +36,9 @@ from ..actors.session.actor import (
     Read,
     SessionActor,
     Surroundings,
+    read_both,
     read_copy,
     read_record,
-    read_snapshot,
     read_state,
 )
 from ..actors.session.commands import ENDING_COMMANDS, Command
@@ -47,7 +47,7 @@ from ..actors.session.model import Ack, SessionState
 from ..actors.session.record import LOST_AFTER_S, complete_record, decode_record, public_record
 from .live import Line, LiveHub, LiveStatistics, lines_of
 from .projector import CatalogProjector
-from .recovery import recover
+from .recovery import recover, snapshot_path
 from .settings import Settings
 from .snapshots import Snapshotter
 from .stores.lock import FolderLock
@@ -164,7 +164,9 @@ class Runtime:
             stack.push_async_callback(journal.close)
             catalog = await SqliteCatalog.open(folder / "catalog.db")
             stack.push_async_callback(catalog.close)
-            stores = Stores(journal=journal, catalog=catalog, objects=FolderObjects(folder))
+            objects = FolderObjects(folder)
+            await objects.sweep()
+            stores = Stores(journal=journal, catalog=catalog, objects=objects)
             yield await stack.enter_async_context(cls.over(settings, stores, SystemClock()))
 
     @classmethod
@@ -214,7 +216,9 @@ class Runtime:
             session_id = session_id_for(command.command_id, command.body.user_id)  # type: ignore[union-attr]
         else:
             session_id = new_session_id(self._clock.now(), secrets.token_bytes(10))
-        done = await self._send(session_id, command, ack, None, size_bytes)
+        done: Done = await self._send(session_id, command, ack, None, size_bytes)
+        if not done.duplicate:
+            self._signs[session_id] = self._kernel.now
         return await self.record(session_id), done.duplicate
 
     async def ask(
@@ -301,7 +305,9 @@ class Runtime:
     async def record(self, session_id: str) -> dict[str, Any]:
         """The public record. Raises NoSuchSession."""
         await self._must_exist(session_id)
-        return self._completed(await self._look(session_id, read_record(self.epoch)))
+        return self._completed(
+            await self._look(session_id, read_record(self.epoch, self._snapshotter.path(session_id)))
+        )
 
     async def state(self, session_id: str) -> tuple[int, bytes]:
         """(seq, the state as canonical JSON). Raises NoSuchSession."""
@@ -312,7 +318,9 @@ class Runtime:
     async def snapshot(self, session_id: str) -> tuple[dict[str, Any], int, bytes]:
         """(public record, seq, state as canonical JSON), all of one moment. Raises NoSuchSession."""
         await self._must_exist(session_id)
-        record, seq, state = await self._look(session_id, read_snapshot(self.epoch))
+        record, seq, state = await self._look(
+            session_id, read_both(self.epoch, self._snapshotter.path(session_id))
+        )
         return self._completed(record), seq, state
 
     async def events(self, session_id: str, *, after: int = 0) -> AsyncGenerator[Line]:
@@ -418,13 +426,18 @@ class Runtime:
     async def _stored_record(self, session_id: str) -> dict[str, Any] | None:
         """For the catalog. A session that is not in memory is read without bringing it there."""
         if session_id in self._kernel.cells:
-            record: dict[str, Any] = await self._look(session_id, read_record(self.epoch))
+            record: dict[str, Any] = await self._look(
+                session_id, read_record(self.epoch, self._snapshotter.path(session_id))
+            )
             if record["ended_at"] is not None:
                 self._signs.pop(session_id, None)  # a late line of an ended session is no sign of life
             return record
         recovered = await self._recover(session_id)
         state: SessionState = recovered.state
-        return public_record(state, epoch=recovered.epoch) if state.header is not None else None
+        if state.header is None:
+            return None
+        path = snapshot_path(session_id, recovered.snapshot_seq)
+        return public_record(state, epoch=recovered.epoch, snapshot_path=path)
 
     def _completed(self, record: dict[str, Any]) -> dict[str, Any]:
         now = self._clock.now()

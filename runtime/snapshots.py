@@ -11,7 +11,7 @@ from ..actors.errors import CallerError, StoreError
 from ..actors.ports import Journal, Objects
 from ..actors.session.codec import encode_snapshot
 from ..actors.session.model import SessionState
-from .recovery import SNAPSHOTS_KEPT, snapshot_name, snapshot_names
+from .recovery import SNAPSHOTS_KEPT, snapshot_name, snapshot_names, snapshot_path
 
 log = structlog.get_logger("sojourn.snapshots")
 
@@ -51,6 +51,10 @@ class Snapshotter:
     def recovered(self, session_id: str, snapshot_seq: int) -> None:
         """A session was read back, beginning with a snapshot of this seq (0: none)."""
         self._seqs[session_id] = snapshot_seq
+
+    def path(self, session_id: str) -> str | None:
+        """The newest snapshot of a session in memory; None where it has none."""
+        return snapshot_path(session_id, self._seqs.get(session_id, 0))
 
     def forget(self, session_id: str) -> None:
         """The session has left memory."""

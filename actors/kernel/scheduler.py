@@ -422,6 +422,9 @@ class Kernel:
             if culprit.attempts >= 2:
                 turns = []
                 self._quarantine(cell, culprit, crash)
+                cell.history = (
+                    None  # these crashes were the message's, and it is gone: the actor's budget is whole
+                )
         cell.solo = max(cell.solo, len(turns))
         self._put_back(cell, turns)
         self._restart(cell)

@@ -99,9 +99,9 @@ class SessionActor:
         return record
 
 
-def read_record(epoch: int) -> Read:
+def read_record(epoch: int, snapshot_path: str | None) -> Read:
     """A read that answers the public record."""
-    return Read(lambda state: public_record(state, epoch=epoch))
+    return Read(lambda state: public_record(state, epoch=epoch, snapshot_path=snapshot_path))
 
 
 def read_state() -> Read:
@@ -109,9 +109,10 @@ def read_state() -> Read:
     return Read(lambda state: (state.seq, public_state(state)))
 
 
-def read_snapshot(epoch: int) -> Read:
+def read_both(epoch: int, snapshot_path: str | None) -> Read:
     """A read that answers (public record, seq, canonical JSON of the state), all of one moment."""
-    return Read(lambda state: (public_record(state, epoch=epoch), state.seq, public_state(state)))
+    record = read_record(epoch, snapshot_path)
+    return Read(lambda state: (record.look(state), state.seq, public_state(state)))
 
 
 def read_copy() -> Read:

@@ -122,8 +122,31 @@ async def _serve(options: _Options) -> None:
                     epoch=runtime.epoch,
                     version=version("sojourn"),
                 )
-                await Server(app, idle=idle).serve(sockets=[unix] if tcp is None else [tcp, unix])
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(_deliver_leftovers, data_dir, socket_path, options.token)
+                    await Server(app, idle=idle).serve(sockets=[unix] if tcp is None else [tcp, unix])
+                    tasks.cancel_scope.cancel()
     log.info("serve.stopped", data=str(data_dir.resolve()))
+
+
+async def _deliver_leftovers(data_dir: Path, socket_path: Path, token: str | None) -> None:
+    """What recorders left that were killed, as any reporter would deliver it: over our own socket, once it answers."""
+    if not (data_dir / "spool").is_dir():
+        return
+    # Only now: the client costs a fifth of our start.
+    from ..client import ServerClient
+    from ..record.delivery import deliver_leftovers
+
+    try:
+        async with ServerClient(socket_path=socket_path, token=token) as client:
+            while not await client.is_ready():
+                await anyio.sleep(0.05)
+            delivered = await deliver_leftovers(data_dir, client)
+    except (SojournError, OSError) as error:
+        log.warning("serve.leftovers_wait", error=str(error), remedy="they are delivered at the next start")
+        return
+    if delivered:
+        log.info("serve.leftovers_delivered", commands=delivered)
 
 
 def _url(listener: socket.socket) -> str:

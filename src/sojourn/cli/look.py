@@ -1,0 +1,226 @@
+"""`ls`, `show`, `tail`, `compare`: look at sessions, in a data folder or on a server. They change nothing.
+
+An ID is a session's id, its beginning or its end, `last` for the newest session, or `last~N` for the Nth before it.
+"""
+
+import sys
+from collections import deque
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from attrs import frozen
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from ..actors.session.commands import ENDING_EVENTS
+from ..runtime.history import compare as comparison
+from .render import event_text, print_comparison, print_session, print_sessions, shown_status
+from .screen import Screen, run
+from .source import Event, Source, open_source, resolve
+
+Status = Literal["created", "running", "paused", "completed", "failed", "cancelled", "abandoned", "lost"]
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+Flag = Annotated[bool, Parameter(negative=())]
+
+
+@Parameter(name="*")
+@frozen(kw_only=True)
+class Where:
+    """Where to look.
+
+    Attributes:
+        data: the data folder; unless given, SOJOURN_DATA, else the user's own. A server that owns it is asked through it.
+        server: a server's address, for example http://127.0.0.1:8765, instead of a folder.
+        token: the server's token.
+    """
+
+    data: Path | None = None
+    server: str | None = None
+    token: Annotated[str | None, Parameter(env_var="SOJOURN_TOKEN")] = None
+
+    def open(self) -> AbstractAsyncContextManager[Source]:
+        """See open_source."""
+        return open_source(self.data, self.server, self.token)
+
+
+HERE = Where()
+
+
+def ls(
+    *,
+    plan: str | None = None,
+    status: Annotated[list[Status] | None, Parameter(negative=())] = None,
+    limit: Count = 20,
+    json: Flag = False,
+    where: Where = HERE,
+) -> int:
+    """List sessions, newest first.
+
+    Args:
+        plan: only sessions of this plan.
+        status: only sessions of this status; may be given several times.
+        limit: at most so many.
+        json: one JSON document, {"items": [record, ...]}.
+    """
+
+    async def body(screen: Screen) -> int:
+        wanted = frozenset(status or ())
+        # `lost` is computed from what a session that has not ended says, so it is selected among those.
+        stored = frozenset(
+            wanted - {"lost"} | ({"created", "running", "paused"} if "lost" in wanted else set())
+        )
+        records: list[dict[str, Any]] = []
+        async with where.open() as source:
+            async for record in source.sessions(plan=plan, statuses=stored):
+                if not wanted or shown_status(record) in wanted:
+                    records.append(record)
+                if len(records) == limit:
+                    break
+        if json:
+            screen.json({"items": records})
+        elif records:
+            print_sessions(screen, records)
+        else:
+            print("no sessions there", file=sys.stderr)
+        return 0
+
+    return run(body)
+
+
+def show(
+    session: str,
+    /,
+    *,
+    limit: Count = 20,
+    json: Flag = False,
+    where: Where = HERE,
+) -> int:
+    """Show one session: its record, counts, failed cases, resources, and where it lies.
+
+    Args:
+        session: an ID: the session's id, its beginning or end, last, or last~N.
+        limit: at most so many failed cases.
+        json: one JSON document, {"record": ..., "state": ...}, with every case.
+    """
+
+    async def body(screen: Screen) -> int:
+        async with where.open() as source:
+            session_id = await resolve(source, session)
+            record, state = await source.record(session_id), await source.state(session_id)
+            if json:
+                screen.json({"record": record, "state": state})
+            else:
+                print_session(screen, record, state, source.place, limit)
+        return 0
+
+    return run(body)
+
+
+def tail(
+    session: str,
+    /,
+    *,
+    lines: Annotated[int, Parameter(alias="-n", validator=Number(gte=0))] = 50,
+    follow: Annotated[bool, Parameter(alias="-f", negative=())] = False,
+    forever: Flag = False,
+    json: Flag = False,
+    where: Where = HERE,
+) -> int:
+    """Print the last log lines and results of a session.
+
+    Args:
+        session: an ID: the session's id, its beginning or end, last, or last~N.
+        lines: how many of what there is to begin with; 0 for all of it.
+        follow: go on with what comes, until the session ends.
+        forever: do not stop at its end: late log lines may come.
+        json: events of every type, as stored, one a line.
+    """
+
+    async def body(screen: Screen) -> int:
+        async with where.open() as source:
+            session_id = await resolve(source, session)
+            record = await source.record(session_id)
+            await _print_last(screen, source, session_id, lines, record["seq"], json)
+            if not follow or (record["ended_at"] is not None and not forever):
+                return 0
+            if record["lost"]:
+                print(
+                    "sojourn: the session is lost: more comes only if its reporter or owner comes back",
+                    file=sys.stderr,
+                )
+            async for event in source.follow(session_id, after=record["seq"]):
+                for line in _lines(screen, event, json):
+                    screen.line(line)
+                screen.flush()
+                if screen.is_gone or (event.type in ENDING_EVENTS and not forever):
+                    return 0
+        return 0
+
+    return run(body)
+
+
+def compare(
+    baseline: str,
+    candidate: str,
+    /,
+    *,
+    limit: Count = 20,
+    json: Flag = False,
+    where: Where = HERE,
+) -> int:
+    """Compare two sessions that have ended. Exit code 0, or 1 where the candidate is worse.
+
+    Args:
+        baseline: an ID: the session's id, its beginning or end, last, or last~N.
+        candidate: the other one, likewise.
+        limit: at most so many cases of each class.
+        json: one JSON document with every case.
+    """
+
+    async def body(screen: Screen) -> int:
+        async with where.open() as source:
+            sides = []
+            for name in (baseline, candidate):
+                session_id = await resolve(source, name)
+                record, state = await source.record(session_id), await source.state(session_id)
+                sides.append(comparison.Side(record=record, results=state["results"]))
+        document = comparison.compare(*sides)
+        if json:
+            screen.json(document)
+        else:
+            print_comparison(screen, document, limit)
+        return 1 if document["verdict"] == "worse" else 0
+
+    return run(body)
+
+
+async def _print_last(
+    screen: Screen, source: Source, session_id: str, count: int, seq: int, json: bool
+) -> None:
+    """The last `count` lines (0: all) of the events up to `seq`."""
+    # Most events show as one line, so a little more than `count` from the end is enough; else four times as far back.
+    back = count * 2 if count else seq
+    while True:
+        after = max(0, seq - back)
+        kept: deque[str] = deque(maxlen=count or None)
+        async for event in source.events(session_id, after=after):
+            if event.seq > seq or screen.is_gone:
+                break
+            if count:
+                kept.extend(_lines(screen, event, json))
+            else:
+                for line in _lines(screen, event, json):
+                    screen.line(line)
+        if not count or len(kept) == count or after == 0:
+            break
+        back *= 4
+    for line in kept:
+        screen.line(line)
+    screen.flush()
+
+
+def _lines(screen: Screen, event: Event, json: bool) -> list[str]:
+    if json:
+        return [event.line.decode()]
+    return list(event_text(event.type, event.line, colours=screen.is_terminal))

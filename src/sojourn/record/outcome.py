@@ -1,0 +1,72 @@
+"""What came of a session, from how its command ended (pure)."""
+
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+from attrs import frozen
+
+from .process import Ended, exit_code_of, signal_name
+
+# pytest: interrupted, internal error, usage error. 1 is failed tests, 5 that none were collected.
+PYTEST_ERROR_CODES = frozenset({2, 3, 4})
+PYTEST_NAMES = frozenset({"pytest", "py.test"})
+
+
+@frozen(kw_only=True)
+class Verdict:
+    """How a session ends: its status and outcome, and with which exit code `record` does."""
+
+    status: str
+    outcome: str
+    reason: str | None
+    exit_code: int
+    recorder_exit_code: int
+
+    def command(self) -> dict[str, Any]:
+        """The command that ends the session."""
+        command: dict[str, Any] = {"exit_code": self.exit_code}
+        if self.reason is not None:
+            command["reason"] = self.reason
+        match self.status:
+            case "completed":
+                return {"type": "session.complete", "outcome": self.outcome, **command}
+            case "failed":
+                return {"type": "session.fail", **command}
+            case _:
+                return {"type": "session.cancel", **command}
+
+
+def verdict(ended: Ended, *, interrupted_by: int | None, runs_pytest: bool) -> Verdict:
+    """The verdict on a command.
+
+    Args:
+        interrupted_by: the signal with which the user stopped the recording, or None.
+        runs_pytest: whether the command is pytest itself, whose exit codes 2 to 4 say that it could not do its work.
+    """
+    code = exit_code_of(ended)
+    if interrupted_by is not None:
+        return Verdict(
+            status="cancelled",
+            outcome="cancelled",
+            reason=f"stopped by {signal_name(interrupted_by)}",
+            exit_code=code,
+            recorder_exit_code=128 + interrupted_by,
+        )
+    if ended.signal is not None:
+        reason = f"ended by {signal_name(ended.signal)}"
+        return Verdict(
+            status="failed", outcome="error", reason=reason, exit_code=code, recorder_exit_code=code
+        )
+    if runs_pytest and code in PYTEST_ERROR_CODES:
+        reason = f"pytest ended with exit code {code}"
+        return Verdict(
+            status="failed", outcome="error", reason=reason, exit_code=code, recorder_exit_code=code
+        )
+    outcome = "passed" if code == 0 else "failed"
+    return Verdict(status="completed", outcome=outcome, reason=None, exit_code=code, recorder_exit_code=code)
+
+
+def runs_pytest(command: Sequence[str]) -> bool:
+    """Whether the exit code of this command line is pytest's own: `pytest`, `python -m pytest`, `uv run pytest` ..."""
+    return any(PurePath(word).name in PYTEST_NAMES for word in command)
