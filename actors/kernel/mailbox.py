@@ -63,7 +63,7 @@ class Mailbox:
                 limits = self.limits
                 if len(lane) >= limits.messages_max:
                     raise MailboxFull(f"the session's mailbox ({limits.messages_max:,} messages)")
-                if self.payload_bytes + size_bytes > limits.bytes_max:
+                if size_bytes and self.payload_bytes + size_bytes > limits.bytes_max:
                     raise MailboxFull(f"the session's mailbox ({limits.bytes_max:,} bytes)")
         lane.append(envelope)
         if size_bytes:

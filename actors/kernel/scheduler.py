@@ -151,19 +151,19 @@ class Kernel:
             raise IntensityExceeded(
                 f"{cell.actor_id} crashed too often and is set aside until it is released"
             )
+        size_bytes = envelope.size_bytes
         try:
-            size_bytes = envelope.size_bytes
-            if size_bytes:
-                if self._inbound_bytes + size_bytes > self._inbound_bytes_max:
-                    raise MailboxFull(f"the node's inbound budget ({self._inbound_bytes_max:,} bytes)")
-                cell.mailbox.put(envelope)
-                self._inbound_bytes += size_bytes
-            else:
-                cell.mailbox.put(envelope)
+            if size_bytes and self._inbound_bytes + size_bytes > self._inbound_bytes_max:
+                raise MailboxFull(f"the node's inbound budget ({self._inbound_bytes_max:,} bytes)")
+            cell.mailbox.put(envelope)
         except MailboxFull:
             self._refused += 1
             raise
         self._accepted += 1
+        if size_bytes:
+            self._inbound_bytes += size_bytes
+        if state is QUEUED:  # the common case of a hot actor
+            return
         if state is IDLE:
             cell.state = QUEUED
             run_queue = self._run_queue

@@ -23,10 +23,10 @@ from .model import DedupEntry, Header, Limits, Progress, Resources, Result, Sess
 # What a result costs beside its texts: measured with `sys.getsizeof`, rounded up.
 RESULT_BYTES = 240
 
-_EVENT_OF = {kind.command: kind.event for kind in KINDS}
-# By the member's value: an enum member hashes in Python, at a tenth of `decide`.
-_LEGAL_IN = {
-    status.value: frozenset(kind.command for kind in KINDS if status in kind.legal) for status in Status
+# What a command becomes, by status: the table in the form that `decide` asks. By the member's value, because an enum
+# member hashes in Python, at a tenth of `decide`.
+_EVENT_IN = {
+    status.value: {kind.command: kind.event for kind in KINDS if status in kind.legal} for status in Status
 }
 
 
@@ -40,16 +40,18 @@ def decide(state: SessionState, command: Command, *, now: datetime, limits: Limi
         Rejected: the command has no effect; its class says why. Never for a command that took effect before.
     """
     cause: Cause | SourceCause | None = None
-    if command.source is not None:
-        mark = state.sources.get(command.source)
+    source = command.source
+    if source is not None:
+        n = command.n
+        mark = state.sources.get(source)
         expected = mark.n + 1 if mark is not None else 1
-        if command.n < expected:
-            return ()
-        if command.n > expected:
-            raise OutOfOrder(command.source, command.n, expected)
+        if n != expected:
+            if n < expected:
+                return ()
+            raise OutOfOrder(source, n, expected)
         if mark is None and len(state.sources) >= limits.sources_max:
             raise LimitReached("sources_max", limits.sources_max)
-        cause = SourceCause(1, command.n, command.source)
+        cause = SourceCause(1, n, source)
     elif command.command_id is not None:
         entry = state.commands.get(command.command_id)
         if entry is not None:
@@ -58,20 +60,23 @@ def decide(state: SessionState, command: Command, *, now: datetime, limits: Limi
             return ()
         cause = Cause(command.command_id, command.digest, 1)
 
-    header = state.header
     kind = command.type
+    header = state.header
     if header is None:
         if kind != "session.create":
             raise NoSuchSession(state.session_id)
-    elif kind not in _LEGAL_IN[header.status._value_]:
-        if kind == "session.create":
-            raise AlreadyExists(f"session {state.session_id} exists already")
-        raise IllegalInStatus(kind, header.status.value, tuple(sorted(_LEGAL_IN[header.status.value])))
-    if kind == "result.record":
-        _check_room(state, command.body, limits)  # type: ignore[arg-type]
+        event = "session.created"
+    else:
+        event = _EVENT_IN[header.status._value_].get(kind, "")
+        if not event:
+            if kind == "session.create":
+                raise AlreadyExists(f"session {state.session_id} exists already")
+            raise IllegalInStatus(kind, header.status.value, tuple(sorted(_EVENT_IN[header.status.value])))
+        if kind == "result.record":
+            _check_room(state, command.body, limits)  # type: ignore[arg-type]
     last = state.updated_at
     at = now if last is None or now > last else last
-    return (Event(at, cause, command.body, state.seq + 1, _EVENT_OF[kind]),)
+    return (Event(at, cause, command.body, state.seq + 1, event),)
 
 
 def answer_seq(state: SessionState, command: Command) -> int:
@@ -93,9 +98,9 @@ def apply(state: SessionState, event: Event, *, limits: Limits) -> None:
     state.updated_at = event.at
     cause = event.cause
     if cause is not None and cause.events:
-        if isinstance(cause, SourceCause):
+        if type(cause) is SourceCause:
             state.sources[cause.source] = SourceMark(cause.n, seq + cause.events - 1)
-        else:
+        elif type(cause) is Cause:
             _remember_command(state, cause, event, limits)
 
 
