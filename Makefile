@@ -4,13 +4,14 @@
 #   make test     the tests (PYTEST_ARGS="-x -k compare" goes to pytest)
 #   make check    lint, format and types
 #   make fresh    demo and test in a clone with an empty home, empty caches and Python alone on the PATH
+#   make prove    the long proofs: kills, real suites, what recording costs (KILLS= SEED= PAIRS=; PROVE_ARGS names some)
 #   make bench    the benchmarks (BENCH_ARGS goes to them)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fresh bench clean
+.PHONY: help demo test check fresh prove bench clean
 
 VENV := .venv
 STAMP := $(VENV)/.made-from-lock
@@ -52,6 +53,9 @@ check: $(STAMP)
 
 fresh:
 	@.ci/fresh
+
+prove: $(STAMP)
+	$(BIN)/python -m tests.prove $(PROVE_ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench $(BENCH_ARGS)

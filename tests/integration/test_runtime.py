@@ -10,6 +10,7 @@ import pytest
 from attrs import evolve
 
 from sojourn.actors.errors import (
+    Damaged,
     DeadlineExceeded,
     DurabilityUnavailable,
     FolderInUse,
@@ -101,6 +102,28 @@ async def test_a_session_is_recovered_from_its_snapshot_and_the_journal_above_it
     (folder / snapshots[-1]).write_bytes(b"{")  # the older one is used
     async with Runtime.open(settings) as runtime:
         assert await runtime.state(session_id) == before
+
+
+async def test_a_journal_that_ends_below_a_snapshot_is_told_and_costs_no_other_session(
+    settings: Settings,
+) -> None:
+    settings = evolve(settings, snapshot_journal_bytes_min=1)
+    async with Runtime.open(settings) as runtime:
+        behind = await new_session(runtime)
+    older = {path: path.read_bytes() for path in settings.data_dir.glob("journal.db*")}
+    async with Runtime.open(settings) as runtime:
+        await runtime.ask(behind, log_line(1))
+        await runtime._snapshotter.write_due()
+    for path, data in older.items():
+        path.write_bytes(data)
+    async with Runtime.open(settings) as runtime:
+        with pytest.raises(Damaged, match="put back"):
+            await runtime.ask(behind, log_line(2))
+        with pytest.raises(Damaged):
+            await runtime.state(behind)
+        other = await new_session(runtime)
+        assert [row["session_id"] for row in await runtime.page(CatalogQuery())] == [other, behind]
+        assert set(runtime.readiness().values()) == {"ok"}
 
 
 async def test_a_snapshot_is_written_only_for_a_tail_worth_a_file(settings: Settings) -> None:
