@@ -52,6 +52,7 @@ class Application(Starlette):
         runtime: Runtime | None,
         *,
         token: str | None = None,
+        hosts: frozenset[str] | None = None,
         lifespan: Lifespan["Application"] | None = None,
     ) -> None:
         paths = {PREFIX + path: resource for path, resource in (API | SYSTEM).items()} | SYSTEM
@@ -61,7 +62,7 @@ class Application(Starlette):
         self.router.redirect_slashes = False
         self.router.default = _no_such_path
         self.streams = StreamRegistry()
-        self._guard = Guard(self.router, token=token)
+        self._guard = Guard(self.router, token=token, hosts=hosts)
         self.runtime = runtime
 
     @property
@@ -77,7 +78,9 @@ class Application(Starlette):
         return self._guard
 
 
-def create_app(runtime: Runtime | None = None, *, token: str | None = None) -> Application:
+def create_app(
+    runtime: Runtime | None = None, *, token: str | None = None, hosts: frozenset[str] | None = None
+) -> Application:
     """The facade over `runtime`, to be mounted under any prefix. It has no lifespan of its own.
 
     A mounted app's lifespan is not run by its host, so the host opens the runtime in its own, and where its app is made
@@ -93,8 +96,12 @@ def create_app(runtime: Runtime | None = None, *, token: str | None = None) -> A
     Args:
         runtime: an open runtime, or None when it is set later.
         token: the bearer token that every request must carry; None asks for none.
+        hosts: the names, without port, under which it may be reached over TCP; None takes any. A server on loopback
+            without a token needs it: else a web page whose name resolves to loopback could speak to it.
+
+    A host that stops while streams are open ends them by `api.streams.close()`: uvicorn waits for them otherwise.
     """
-    return Application(runtime, token=token)
+    return Application(runtime, token=token, hosts=hosts)
 
 
 def standalone(settings: Settings, *, token: str | None = None) -> Application:

@@ -32,6 +32,12 @@ class Unauthorized(CallerError):
     code = "unauthorized"
 
 
+class WrongHost(CallerError):
+    """This server is not reached under that name; use localhost, or serve with a token, which takes any name."""
+
+    code = "wrong_host"
+
+
 class NoSuchPath(CallerError):
     """There is nothing at this path; docs/protocol.md lists the paths, all of them under /api/v1."""
 
@@ -89,6 +95,7 @@ PROBLEMS: dict[type[SojournError], tuple[int, str]] = {
     SlowBody: (408, "The body came too slowly"),
     Unauthorized: (401, "A token is needed"),
     UnsupportedMediaType: (415, "Unsupported media type"),
+    WrongHost: (421, "Not reached under this name"),
 }
 UNEXPECTED = (500, "An error of Sojourn's own")
 RETRY_STATUSES = frozenset({429, 503})

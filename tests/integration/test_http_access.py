@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx2
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
@@ -13,7 +14,7 @@ from sojourn.http.app import create_app, standalone
 from sojourn.http.guard import Guard
 from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
-from tests.support.facade import ON_ASYNCIO, client_of, facade
+from tests.support.facade import ON_ASYNCIO, client_of, facade, serving
 
 pytestmark = ON_ASYNCIO
 
@@ -31,6 +32,27 @@ async def test_without_the_token_every_path_but_healthz_is_401(tmp_path: Path) -
                 assert response.headers["www-authenticate"].startswith("Bearer")
                 assert response.headers["x-request-id"]
             assert (await client.get("/healthz", headers=headers)).status_code == 200
+
+
+async def test_over_tcp_a_server_with_names_answers_to_these_alone(tmp_path: Path) -> None:
+    names = frozenset({"localhost", "127.0.0.1", "[::1]"})
+    ours = ["localhost", "LOCALHOST:8765", "127.0.0.1:1", "[::1]:8765", "[::1]"]
+    others = [
+        "evil.example",
+        "evil.example:8765",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example:80",
+        "localhost:80:80",
+    ]
+    async with (
+        Runtime.open(Settings(data_dir=tmp_path)) as runtime,
+        serving(create_app(runtime, hosts=names)) as port,
+        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}/api/v1") as client,
+    ):
+        for host in (*ours, *others):
+            response = await client.get("/sessions", headers={"host": host})
+            assert response.status_code == (200 if host in ours else 421), host
+            assert response.json().get("code") == (None if host in ours else "wrong_host")
 
 
 async def test_with_the_token_everything_is_answered(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ EXAMPLES: list[Exception] = [
     problems.SlowBody(),
     problems.Unauthorized(),
     problems.UnsupportedMediaType(),
+    problems.WrongHost(),
 ]
 
 

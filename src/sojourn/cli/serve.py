@@ -26,6 +26,10 @@ from ..runtime.tuning import tune_process
 
 log = structlog.stdlib.get_logger()
 
+# What a server without a token may be called. A web page can have its own name resolve to loopback, and then speaks to us
+# under that name.
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
 
 def serve(
     *,
@@ -110,7 +114,9 @@ async def _serve(options: _Options) -> None:
             # Now the folder is ours, so a socket that lies there belongs to no living owner.
             socket_path = api_socket_path(data_dir)
             with bound_unix(socket_path) as unix:
-                app = create_app(runtime, token=options.token)
+                app = create_app(
+                    runtime, token=options.token, hosts=_LOOPBACK if options.token is None else None
+                )
                 idle_s = options.exit_when_idle_s
                 idle = (lambda: runtime.idle_for_s() >= idle_s) if idle_s is not None else None
                 tune_process()
