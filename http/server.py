@@ -71,6 +71,7 @@ def bound_unix(path: Path) -> Iterator[socket.socket]:
             # Before it listens: until then nobody can connect.
             path.chmod(0o600)
             listener.listen(BACKLOG)
+            ours = path.stat().st_ino
         except OSError as error:
             raise CannotListen(
                 f"cannot listen on {path} ({error.strerror}); name another data folder with --data"
@@ -78,7 +79,10 @@ def bound_unix(path: Path) -> Iterator[socket.socket]:
         try:
             yield listener
         finally:
-            path.unlink(missing_ok=True)
+            # Only our own: where the data folder was removed and made anew, another owner's socket stands here by now.
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ino == ours:
+                    path.unlink()
     finally:
         listener.close()
 

@@ -160,6 +160,15 @@ def test_a_socket_that_a_dead_owner_left_is_replaced(tmp_path: Path) -> None:
         client.connect(os.fspath(path))
 
 
+def test_a_socket_that_another_owner_has_put_there_since_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "api.sock"
+    with bound_unix(path):
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(path))
+    assert path.exists()
+
+
 def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
     path.write_text("precious")

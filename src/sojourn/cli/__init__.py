@@ -15,7 +15,11 @@ app.command(
 )
 app.command(f"{__name__}.look:ls", name="ls", help="List sessions, newest first.")
 app.command(f"{__name__}.look:show", name="show", help="Show one session.")
-app.command(f"{__name__}.look:tail", name="tail", help="Follow a session's events.")
+app.command(
+    f"{__name__}.look:tail",
+    name="tail",
+    help="Print the last log lines and results of a session, or follow them.",
+)
 app.command(f"{__name__}.look:compare", name="compare", help="Compare two sessions.")
 
 
