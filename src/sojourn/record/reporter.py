@@ -268,6 +268,7 @@ class Reporter:
         self._open: dict[tuple[str, Any], Case] = {}
         self._seen: dict[str, int] = {}
         self._done = 0
+        self._not_collected_count = 0  # modules that count as cases, and are not among the collected items
         self._total: int | None = None
         self._progress_at = 0.0
 
@@ -311,6 +312,8 @@ class Reporter:
 
     def _not_collected(self, report: Any) -> None:
         """A module that fails, or is skipped, while it is imported counts as a case, as it does in JUnit XML."""
+        self._done += 1
+        self._not_collected_count += 1
         case = Case()
         case.add(report, "error" if report.failed else "skipped")
         self._record(_case_id(report), case)
@@ -364,7 +367,8 @@ class Reporter:
     def _report_progress(self) -> None:
         self._progress_at = time.monotonic() + PROGRESS_INTERVAL_S
         if self._total is not None:
-            self._channel.put({"type": "progress.report", "done": self._done, "total": self._total})
+            total = self._total + self._not_collected_count
+            self._channel.put({"type": "progress.report", "done": self._done, "total": total})
 
 
 def _phase_outcome(report: Any) -> str | None:
