@@ -223,11 +223,10 @@ class Kernel:
         turns = mailbox.take(limit)
         self._inbound_bytes -= waiting_bytes - mailbox.payload_bytes
         count = len(turns)
-        done = expired = 0
+        expired = 0
         try:
-            while done < count:
-                for envelope in turns[done : done + TURNS_A_CLOCK] if count > TURNS_A_CLOCK else turns:
-                    done += 1
+            for start in range(0, count, TURNS_A_CLOCK):
+                for envelope in turns[start : start + TURNS_A_CLOCK] if count > TURNS_A_CLOCK else turns:
                     if envelope.error is None:
                         try:
                             envelope.answer = receive(envelope.message)
@@ -235,12 +234,15 @@ class Kernel:
                             envelope.error = error
                     else:
                         expired += 1  # its asker was told so, and has left
+                done = start + TURNS_A_CLOCK
                 if done < count and self.clock() >= now + SLOT_S:
                     self._put_back(cell, turns[done:])
                     del turns[done:]
                     count = done
+                    break
             record = actor.close_slot()
         except Exception as crash:  # noqa: BLE001 - whatever a turn raises is that actor's crash
+            done = turns.index(envelope) + 1  # found now, so that no turn pays for a counter
             self._put_back(cell, turns[done:])
             self._crashed(cell, turns[:done], crash)
             return count

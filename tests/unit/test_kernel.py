@@ -213,6 +213,37 @@ def test_any_number_of_poison_messages_is_set_aside_and_the_actor_goes_on(
     assert hand.conserved()
 
 
+def test_a_slot_ends_after_two_milliseconds_and_the_rest_keeps_its_order(store: dict[str, list[Any]]) -> None:
+    class Slow(Ledger):
+        def receive(self, message: Any) -> Any:
+            hand.now += 0.001
+            return super().receive(message)
+
+    hand = Hand(lambda context: Slow(context, store))
+    for n in range(20):
+        hand.kernel.tell("a", n, size_bytes=10)
+    hand.run()
+    lengths = []
+    while hand.kernel.outbox:
+        lengths += [len(record) for record in commit(hand, store)]
+    assert lengths == [8, 8, 4]
+    assert store["a"] == list(range(20))
+    assert hand.kernel.statistics().inbound_bytes == 0
+    assert hand.conserved()
+
+
+def test_what_stands_behind_a_crash_keeps_its_order(hand: Hand, store: dict[str, list[Any]]) -> None:
+    for n in range(30):
+        hand.kernel.tell("a", "crash" if n == 19 else n, size_bytes=10)
+    hand.pass_time(5.0)
+    while hand.kernel.outbox:
+        commit(hand, store)
+        hand.pass_time(1.0)
+    assert store["a"] == [n for n in range(30) if n != 19]
+    assert hand.kernel.statistics().inbound_bytes == 0
+    assert hand.conserved()
+
+
 def test_a_record_that_cannot_be_encoded_is_a_crash_and_nothing_of_it_happens(
     hand: Hand, store: dict[str, list[Any]]
 ) -> None:
