@@ -214,12 +214,15 @@ def test_any_number_of_poison_messages_is_set_aside_and_the_actor_goes_on(
 
 
 def test_a_slot_ends_after_two_milliseconds_and_the_rest_keeps_its_order(store: dict[str, list[Any]]) -> None:
+    hands: list[Hand] = []
+
     class Slow(Ledger):
         def receive(self, message: Any) -> Any:
-            hand.now += 0.001
+            hands[0].now += 0.001
             return super().receive(message)
 
     hand = Hand(lambda context: Slow(context, store))
+    hands.append(hand)
     for n in range(20):
         hand.kernel.tell("a", n, size_bytes=10)
     hand.run()
