@@ -225,8 +225,9 @@ class Kernel:
         count = len(turns)
         expired = 0
         try:
-            for start in range(0, count, TURNS_A_CLOCK):
-                for envelope in turns[start : start + TURNS_A_CLOCK] if count > TURNS_A_CLOCK else turns:
+            done = 0
+            while done < count:
+                for envelope in turns[done : done + TURNS_A_CLOCK] if count > TURNS_A_CLOCK else turns:
                     if envelope.error is None:
                         try:
                             envelope.answer = receive(envelope.message)
@@ -234,12 +235,11 @@ class Kernel:
                             envelope.error = error
                     else:
                         expired += 1  # its asker was told so, and has left
-                done = start + TURNS_A_CLOCK
+                done += TURNS_A_CLOCK
                 if done < count and self.clock() >= now + SLOT_S:
                     self._put_back(cell, turns[done:])
                     del turns[done:]
                     count = done
-                    break
             record = actor.close_slot()
         except Exception as crash:  # noqa: BLE001 - whatever a turn raises is that actor's crash
             done = turns.index(envelope) + 1  # found now, so that no turn pays for a counter
