@@ -1,13 +1,15 @@
 """Keeps the catalog level with the journal: a projection, a moment behind, that can always be caught up."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import anyio
 import structlog
+from attrs import evolve
 
 from ..actors.errors import CallerError, Damaged, IntensityExceeded, StoreError
-from ..actors.ports import Catalog, CatalogRow
+from ..actors.ports import Catalog, CatalogQuery, CatalogRow
 from ..actors.session.record import encode_record
 
 log = structlog.get_logger("sojourn.catalog")
@@ -73,6 +75,20 @@ class CatalogProjector:
             finally:
                 self._dirty.update(pending)
 
+    async def page(self, query: CatalogQuery) -> list[CatalogRow]:
+        """A page that shows everything that was marked before the call, be the catalog writable or not."""
+        ahead = {}
+        try:
+            await self.flush()
+        except StoreError as error:
+            log.warning("catalog.read_around", error=str(error))
+            ahead = {
+                row.session_id: row
+                for id_ in sorted(self._dirty)
+                if (row := await self._row(id_)) is not None
+            }
+        return await merged_page(self._catalog, query, ahead)
+
     async def _row(self, session_id: str) -> CatalogRow | None:
         try:
             record = await self._read(session_id)
@@ -98,4 +114,37 @@ def catalog_row(record: dict[str, Any]) -> CatalogRow:
         created_at=record["created_at"],
         updated_at=record["updated_at"],
         record=encode_record(record),
+    )
+
+
+async def merged_page(
+    catalog: Catalog | None, query: CatalogQuery, ahead: Mapping[str, CatalogRow]
+) -> list[CatalogRow]:
+    """A page of a catalog that lags: the rows of `ahead` stand in for the catalog's own of the same sessions."""
+    rows = [row for row in ahead.values() if _selects(query, row)]
+    before = query.before
+    found = 0
+    # Rows that are overtaken are left out here, so one page of the catalog may not be enough.
+    while catalog is not None and found < query.limit:
+        page = await catalog.page(evolve(query, before=before))
+        current = [row for row in page if row.session_id not in ahead]
+        rows += current
+        found += len(current)
+        if len(page) < query.limit:
+            break
+        before = place(page[-1])
+    rows.sort(key=place, reverse=True)
+    return rows[: query.limit]
+
+
+def place(row: CatalogRow) -> tuple[datetime, str]:
+    """Where a row stands in a list."""
+    return row.created_at, row.session_id
+
+
+def _selects(query: CatalogQuery, row: CatalogRow) -> bool:
+    return (
+        (query.plan is None or row.plan == query.plan)
+        and (query.status is None or row.status in query.status)
+        and (query.before is None or place(row) < query.before)
     )

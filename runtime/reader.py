@@ -18,7 +18,7 @@ from ..actors.session.codec import public_state
 from ..actors.session.model import Limits
 from ..actors.session.record import complete_record, decode_record, public_record
 from .live import Line, lines_of
-from .projector import catalog_row
+from .projector import catalog_row, merged_page, place
 from .recovery import Recovered, recover, snapshot_path
 from .stores.catalog_sqlite import SqliteCatalog
 from .stores.journal_sqlite import SqliteJournal
@@ -118,22 +118,8 @@ class Reader:
             before = page[-1][0]
 
     async def _page(self, query: CatalogQuery) -> list[tuple[tuple[datetime, str], dict[str, Any]]]:
-        ahead = await self._rows_ahead()
-        rows = [row for row in ahead.values() if _selects(query, row)]
-        before = query.before
-        found = 0
-        # Rows that the journal has overtaken are left out here, so one page of the catalog may not be enough.
-        while self._catalog is not None and found < query.limit:
-            asked = CatalogQuery(limit=query.limit, before=before, plan=query.plan, status=query.status)
-            page = await self._catalog.page(asked)
-            current = [row for row in page if row.session_id not in ahead]
-            rows += current
-            found += len(current)
-            if len(page) < query.limit:
-                break
-            before = _place(page[-1])
-        rows.sort(key=_place, reverse=True)
-        return [(_place(row), self._complete(decode_record(row.record))) for row in rows[: query.limit]]
+        rows = await merged_page(self._catalog, query, await self._rows_ahead())
+        return [(place(row), self._complete(decode_record(row.record))) for row in rows]
 
     async def _rows_ahead(self) -> dict[str, CatalogRow]:
         """The rows of sessions whose journal is ahead of the catalog: the last seconds of a live owner, or of one
@@ -180,15 +166,3 @@ def _public(recovered: Recovered) -> dict[str, Any]:
     state = recovered.state
     path = snapshot_path(state.session_id, recovered.snapshot_seq)
     return public_record(state, epoch=recovered.epoch, snapshot_path=path)
-
-
-def _place(row: CatalogRow) -> tuple[datetime, str]:
-    return row.created_at, row.session_id
-
-
-def _selects(query: CatalogQuery, row: CatalogRow) -> bool:
-    return (
-        (query.plan is None or row.plan == query.plan)
-        and (query.status is None or row.status in query.status)
-        and (query.before is None or _place(row) < query.before)
-    )

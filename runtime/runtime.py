@@ -345,8 +345,7 @@ class Runtime:
     async def page(self, query: CatalogQuery) -> list[dict[str, Any]]:
         """Public records, newest first; everything that was durable before the call is in it."""
         self._must_be_open()
-        await self._projector.flush()
-        return [self._completed(decode_record(row.record)) for row in await self._catalog.page(query)]
+        return [self._completed(decode_record(row.record)) for row in await self._projector.page(query)]
 
     def statistics(self) -> RuntimeStatistics:
         """A frozen value."""

@@ -22,11 +22,14 @@ COMMAND_BYTES_MAX = 256 * 1024
 DEPTH_MAX = 32
 ID_CHARACTERS_MAX = 128
 MAP_KEYS_MAX = 100
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 SESSION_ID = re.compile(r"sess_[0-9a-f]{32}\Z")
 
 # Text limits in bytes of UTF-8, by field; a field that is not named here may have DEFAULT_TEXT_BYTES_MAX.
 TEXT_BYTES_MAX = {"details": 64 * 1024, "message": 4 * 1024, "stream": 64, "text": 64 * 1024}
 DEFAULT_TEXT_BYTES_MAX = 1024
+# What any command may carry beside its own fields.
+_ENVELOPE = {"command_id", "n", "source", "type"}
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -46,16 +49,25 @@ def decode_json(data: bytes) -> Any:
         raise TooLarge("a command", COMMAND_BYTES_MAX)
     try:
         value = msgspec.json.decode(data)
-    except UnicodeDecodeError as error:
-        raise _invalid(
-            "invalid_utf8", f"not UTF-8 at byte {error.start}; encode the text as UTF-8"
-        ) from error
-    except (msgspec.DecodeError, RecursionError) as error:
-        code = "invalid_utf8" if "utf-8" in str(error).lower() else "invalid_json"
-        raise _invalid(code, f"not JSON: {error}; send one JSON object") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _not_json(data, error) from error
     if _depth(value) > DEPTH_MAX:
         raise _invalid("invalid_json", f"nested deeper than {DEPTH_MAX}; send a flatter object")
     return value
+
+
+def _not_json(data: bytes, error: Exception) -> InvalidCommand:
+    """The decoder names a place within the string at hand, and calls half a surrogate pair a truncation: say it better."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as at:
+        return _invalid("invalid_utf8", f"not UTF-8 at byte {at.start}; encode the text as UTF-8")
+    if _SURROGATE.search(data) and "truncated" in str(error):
+        return _invalid(
+            "invalid_json",
+            "half of a surrogate pair is no character, or the text is cut short; send it whole",
+        )
+    return _invalid("invalid_json", f"not JSON: {error}; send one JSON object")
 
 
 def read_command(value: Any) -> Command:
@@ -130,9 +142,8 @@ def _take_identifier(given: dict[str, Any], name: str, mistakes: list[FieldError
 def _field_errors(error: BaseException, pointer: str) -> list[FieldError]:
     """Flatten what cattrs raised to one entry a field."""
     if isinstance(error, ForbiddenExtraKeysError):
-        known = (
-            ", ".join(sorted(attribute.name for attribute in fields(error.cl) if attribute.init)) or "none"
-        )
+        own = {attribute.name for attribute in fields(error.cl) if attribute.init}
+        known = ", ".join(sorted(own | ({"command_id"} if error.cl is Create else _ENVELOPE)))
         return [
             FieldError(
                 code="unknown_field",

@@ -1,6 +1,7 @@
 """The runtime over its stores: durability, recovery, snapshots, lists, live readers, refusing stores, passivation."""
 
 import json
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from sojourn.actors.errors import (
     StorageFull,
     StoreUnavailable,
 )
-from sojourn.actors.ports import CatalogQuery, Record, RecordKind
+from sojourn.actors.ports import CatalogQuery, CatalogRow, Record, RecordKind
 from sojourn.actors.session.actor import Done
 from sojourn.actors.session.commands import AppendLog, Command
 from sojourn.actors.session.model import Ack
@@ -188,6 +189,32 @@ async def test_a_list_shows_what_was_durable_before_it_newest_first(settings: Se
         last = first[-1]
         rest = await runtime.page(CatalogQuery(before=(last["created_at"], last["session_id"])))
         assert [row["session_id"] for row in first + rest] == ids[::-1]
+
+
+async def test_a_list_is_whole_and_current_although_the_catalog_cannot_be_written() -> None:
+    class FullCatalog(MemoryCatalog):
+        full = False
+
+        async def put(self, rows: Sequence[CatalogRow]) -> None:
+            if self.full:
+                raise StorageFull
+            await super().put(rows)
+
+    catalog = FullCatalog()
+    stores = Stores(journal=FaultyJournal(), catalog=catalog, objects=MemoryObjects())
+    async with Runtime.over(Settings(data_dir=Path("nowhere")), stores, SystemClock()) as runtime:
+        ids = [await new_session(runtime) for _ in range(3)]
+        await runtime.page(CatalogQuery())
+        catalog.full = True
+        ids.append(await new_session(runtime))
+        await runtime.ask(ids[1], read_command({"type": "session.complete", "outcome": "passed"}))
+        rows = await runtime.page(CatalogQuery(limit=3))
+        assert [row["session_id"] for row in rows] == [ids[3], ids[2], ids[1]]
+        assert [row["status"] for row in rows] == ["running", "running", "completed"]
+        assert [
+            row["session_id"] for row in await runtime.page(CatalogQuery(status=frozenset({"completed"})))
+        ] == [ids[1]]
+        catalog.full = False
 
 
 async def test_the_catalog_is_caught_up_after_it_was_lost(settings: Settings) -> None:

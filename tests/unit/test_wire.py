@@ -144,6 +144,23 @@ def test_what_is_not_json_is_named(data: bytes, code: str) -> None:
     assert invalid.value.code == code
 
 
+def test_the_byte_that_is_not_utf8_is_counted_from_the_start_of_the_body() -> None:
+    with pytest.raises(InvalidCommand, match="at byte 6;"):
+        decode_json(b'{"a":"\xff"}')
+
+
+def test_half_a_surrogate_pair_is_called_that() -> None:
+    with pytest.raises(InvalidCommand, match="surrogate"):
+        decode_json(b'{"a":"\\ud800"}')
+
+
+def test_the_known_fields_include_those_that_every_command_may_carry() -> None:
+    with pytest.raises(InvalidCommand, match=r"command_id, emitted_at, .* n, source, stream"):
+        read_command({"type": "log.append", "stream": "s", "text": "x", "colour": 1})
+    with pytest.raises(InvalidCommand, match="known: command_id, environment"):
+        read_create({"titel": "x"})
+
+
 def test_a_command_is_bounded() -> None:
     with pytest.raises(TooLarge):
         decode_json(b" " * (COMMAND_BYTES_MAX + 1))
