@@ -103,7 +103,8 @@ class RecordOptions:
         program = self.command[0]
         if shutil.which(program) is None:
             if os.path.exists(program) and os.sep in program:
-                raise RecordError(f"{program} cannot be executed; make it executable", EXIT_NOT_EXECUTABLE)
+                remedy = "name a program in it" if os.path.isdir(program) else "make it executable"
+                raise RecordError(f"{program} cannot be executed; {remedy}", EXIT_NOT_EXECUTABLE)
             raise RecordError(f"there is no command {program}; check its name and PATH", EXIT_NOT_FOUND)
         if self.json_path is not None:
             try:
