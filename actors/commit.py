@@ -11,7 +11,7 @@ import structlog
 from anyio.lowlevel import checkpoint
 from attrs import frozen
 
-from .errors import Damaged, OwnershipLost, StorageFull, StoreError, StoreUnavailable
+from .errors import Damaged, OwnershipLost, StoreError, StoreUnavailable
 from .kernel.actor import Slot
 from .kernel.scheduler import Kernel
 from .ports import Journal, Record
@@ -69,29 +69,36 @@ class CommitWriter:
             else:
                 with anyio.move_on_after(PROBE_S):
                     await kernel.commits.wait()
-            with anyio.CancelScope(shield=True):
-                if self.refusing is not None and not kernel.outbox:
-                    await self._try_again()
-                while kernel.outbox:
-                    await self._commit(kernel.take_outbox())
-                    # Twice round the loop: those just answered ask again, and the kernel steps. Else clients part into
-                    # halves that commit in turn, with twice the commits (0.54 of the ceiling against 0.45-0.51).
-                    await checkpoint()
-                    await checkpoint()
+            if self.refusing is not None and not kernel.outbox:
+                await self._try_again()
+            while kernel.outbox:
+                await self._commit(kernel.take_outbox())
+                # Twice round the loop: those just answered ask again, and the kernel steps. Else clients part into
+                # halves that commit in turn, with twice the commits (0.54 of the ceiling against 0.45-0.51).
+                await checkpoint()
+                await checkpoint()
 
     async def _commit(self, slots: list[Slot]) -> None:
         for start in range(0, len(slots), GROUP_RECORDS_MAX):
             group = slots[start : start + GROUP_RECORDS_MAX]
             records: list[Record] = [slot.record for slot in group]
             try:
-                await self._journal.append(records)
-            except StorageFull as error:
-                self._refuse(group, error)
-                continue
+                # What is in the journal's hands is finished, whoever is cancelled meanwhile.
+                with anyio.CancelScope(shield=True):
+                    await self._journal.append(records)
             except StoreUnavailable as error:
-                if not await self._is_there(records[0], error):
+                try:
+                    there = await self._is_there(records[0], error)
+                except anyio.get_cancelled_exc_class():
+                    # Told as what it is, an unknown outcome; the actors read what there is when they start again.
+                    self._kernel.refused(slots[start:], error)
+                    raise
+                if not there:
                     self._refuse(group, error)
                     continue
+            except StoreError as error:  # full, or not to be opened again: nothing was written
+                self._refuse(group, error)
+                continue
             except OwnershipLost:
                 raise  # the tree stops, and then whoever waits is told so
             except Exception:
@@ -136,8 +143,9 @@ class CommitWriter:
 
     async def _try_again(self) -> None:
         try:
-            await self._journal.append([self._probe()])
-        except (StorageFull, StoreUnavailable) as error:
+            with anyio.CancelScope(shield=True):
+                await self._journal.append([self._probe()])
+        except StoreError as error:
             self.refusing = error
         else:
             self._accept()

@@ -94,7 +94,9 @@ class Subscription:
 
     async def _next_records(self) -> Sequence[Record]:
         tail = self._watched.tail
-        if tail and tail[0].first_seq <= self.after + 1:
+        # Its end is looked at too: the journal's heads move a moment before a commit is published. What is not in the tail
+        # yet is durable, so it is read from the journal; waiting for it here would wait without giving way.
+        if tail and tail[0].first_seq <= self.after + 1 and tail[-1].last_seq > self.after:
             return [record for record in tail if record.last_seq > self.after]
         return await self._journal.read(self._session_id, self.after, bytes_max=HISTORY_BYTES_A_READ)
 

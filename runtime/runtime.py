@@ -219,7 +219,9 @@ class Runtime:
         done: Done = await self._send(session_id, command, ack, None, size_bytes)
         if not done.duplicate:
             self._signs[session_id] = self._kernel.now
-        return await self.record(session_id), done.duplicate
+        # Not by `record`: with an early answer the journal may not know the session yet.
+        record = await self._look(session_id, read_record(self.epoch, self._snapshotter.path(session_id)))
+        return self._completed(record), done.duplicate
 
     async def ask(
         self,

@@ -7,7 +7,7 @@ import anyio
 import structlog
 from anyio import to_thread
 
-from ..actors.errors import CallerError, StoreError
+from ..actors.errors import SojournError
 from ..actors.ports import Journal, Objects
 from ..actors.session.codec import encode_snapshot
 from ..actors.session.model import SessionState
@@ -76,7 +76,7 @@ class Snapshotter:
                 continue
             try:
                 await self._write(session_id, tail_bytes)
-            except (StoreError, CallerError) as error:
+            except SojournError as error:
                 self._changed.add(session_id)
                 log.error(
                     "snapshot.failed",
@@ -88,8 +88,7 @@ class Snapshotter:
     async def _write(self, session_id: str, tail_bytes: int) -> None:
         state = await self._copy(session_id)
         if tail_bytes < state.size_bytes // 4:
-            self._changed.add(session_id)
-            return
+            return  # its next event marks it again; looking again and again would keep an idle session in memory
         data = await to_thread.run_sync(encode_snapshot, state, self._epoch)
         await self._objects.put(snapshot_name(session_id, state.seq), data)
         self._seqs[session_id] = state.seq

@@ -8,7 +8,8 @@
       passivation  idle sessions leave memory
 
 A child that fails takes those below it along, since they stand on it; sessions and their mailboxes belong to the kernel's
-registry and outlive all of them. A stale epoch is fatal: another process owns the folder.
+registry and outlive all of them. A stale epoch is fatal: another process owns the folder. Without commit or
+kernel nothing can be done, so where one of them keeps crashing the runtime stops with its error.
 """
 
 from ..actors.errors import OwnershipLost
@@ -20,8 +21,8 @@ def runtime_tree(*, commit: Run, kernel: Run, catalog: Run, snapshots: Run, pass
     return Supervisor(
         Strategy.REST_FOR_ONE,
         [
-            ChildSpec(child_id="commit", run=commit, fatal=(OwnershipLost,)),
-            ChildSpec(child_id="kernel", run=kernel),
+            ChildSpec(child_id="commit", run=commit, fatal=(OwnershipLost,), essential=True),
+            ChildSpec(child_id="kernel", run=kernel, essential=True),
             ChildSpec(child_id="catalog", run=catalog),
             ChildSpec(child_id="snapshots", run=snapshots),
             ChildSpec(child_id="passivation", run=passivation),

@@ -81,6 +81,9 @@ class Driver:
         try:
             with anyio.fail_after(job.deadline_s):
                 value = await job.run()
+        except anyio.get_cancelled_exc_class():
+            self._kernel.launch(job)  # the driver was stopped: the next one begins it anew
+            raise
         except Exception as error:  # noqa: BLE001 - the job's result, told to its actor
             ended(None, error)
         else:

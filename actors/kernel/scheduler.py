@@ -127,7 +127,8 @@ class Kernel:
         cell = self.cells.get(actor_id) or self._virtual(actor_id)
         envelope = Envelope(message, size_bytes, reply, early, control)
         self._accept(cell, envelope)
-        self._wheel.add(envelope, self.clock() + deadline_s)
+        if self._wheel.add(envelope, self.clock() + deadline_s):
+            self.ready.wake()  # the alarm that is set may be later, and nothing else may be ready
         return reply
 
     def tell_or_bury(self, actor_id: str, message: Any, *, control: bool = False) -> None:
@@ -417,7 +418,11 @@ class Kernel:
         """Nothing of the slot happened. Its messages go back, to be handled one per slot; one that crashes alone for the
         second time is quarantined, and the actor goes on without it."""
         for envelope in turns:
-            envelope.answer = envelope.error = None
+            envelope.answer = None
+            if not isinstance(
+                envelope.error, DeadlineExceeded
+            ):  # that one's asker has left; it is dropped when taken
+                envelope.error = None
         if len(turns) == 1:
             culprit = turns[0]
             culprit.attempts += 1

@@ -36,6 +36,7 @@ class ChildSpec:
         run: called with a function to call once it has started; it runs until it is cancelled. It may be called again.
         shutdown_s: how long its clean-up may take once it is told to stop; after that it is reported, and left behind.
         fatal: errors after which the whole tree must stop, because a new start could not help.
+        essential: without it the tree is of no use, so beyond its intensity the whole tree stops with its last error.
     """
 
     child_id: str
@@ -43,6 +44,7 @@ class ChildSpec:
     intensity: Intensity = field(factory=Intensity)
     shutdown_s: float = 5.0
     fatal: tuple[type[Exception], ...] = ()
+    essential: bool = False
 
 
 @frozen(kw_only=True)
@@ -62,6 +64,7 @@ class _Child:
     restarts: int = 0
     history: CrashHistory = field(factory=CrashHistory)
     last_error: str | None = None
+    generation: int = 0  # raised whenever it falls: a start that was planned before is void
     scope: CancelScope | None = None
     started: anyio.Event = field(factory=anyio.Event)
     ended: anyio.Event = field(factory=anyio.Event)
@@ -114,6 +117,8 @@ class Supervisor:
                     tasks.cancel_scope.cancel()
 
     async def _handle(self, tasks: TaskGroup, child: _Child, error: Exception) -> None:
+        if self._stopping:
+            return
         if isinstance(error, child.spec.fatal):
             raise error
         pause_s = next_start(
@@ -122,6 +127,8 @@ class Supervisor:
         if pause_s is None:
             child.state = "quarantined"
             log.error("child.quarantined", child=child.spec.child_id, error=repr(error))
+            if child.spec.essential:
+                raise error
             return
         log.warning("child.restarting", child=child.spec.child_id, pause_s=round(pause_s, 3), exc_info=error)
         child.state = "backoff"
@@ -130,12 +137,14 @@ class Supervisor:
             fallen = self._children[self._children.index(child) :]
             for later in reversed(fallen[1:]):
                 await self._stop(later)
-        tasks.start_soon(self._start_later, tasks, fallen, pause_s)
+        for one in fallen:
+            one.generation += 1
+        tasks.start_soon(self._start_later, tasks, [(one, one.generation) for one in fallen], pause_s)
 
-    async def _start_later(self, tasks: TaskGroup, fallen: list[_Child], pause_s: float) -> None:
+    async def _start_later(self, tasks: TaskGroup, fallen: list[tuple[_Child, int]], pause_s: float) -> None:
         await anyio.sleep(pause_s)
-        for child in fallen:
-            if not self._stopping and child.state != "quarantined":
+        for child, generation in fallen:
+            if not self._stopping and child.state != "quarantined" and child.generation == generation:
                 child.restarts += 1
                 await self._start(tasks, child)
 
@@ -150,17 +159,25 @@ class Supervisor:
             child.state = "running"
             child.started.set()
 
+        if self._stopping:
+            child.started.set()
+            child.ended.set()
+            return
         try:
             # Shielded: a cancelled supervisor stops its children itself, one after the other, in reverse.
             with CancelScope(shield=True) as child.scope:
                 await child.spec.run(say_started)
                 raise RuntimeError("the child returned; it should run until it is cancelled")
             child.state = "stopped"
-        except Exception as error:  # noqa: BLE001 - a crash, handled by the restart rule
-            child.state = "crashed"
+        except Exception as error:
             child.last_error = repr(error)
-            self._crashes.append((child, error))
-            self._crashed.set()
+            if child.scope is not None and child.scope.cancel_called:
+                child.state = "stopped"
+                log.warning("child.failed_while_stopping", child=child.spec.child_id, exc_info=error)
+            else:
+                child.state = "crashed"
+                self._crashes.append((child, error))
+                self._crashed.set()
         finally:
             child.scope = None
             child.started.set()

@@ -25,15 +25,19 @@ class Wheel:
         self._buckets: dict[int, set[Entry]] = {}
         self._ticks: list[int] = []
 
-    def add(self, entry: Entry, deadline: float) -> None:
-        """Args: deadline: on the kernel's monotonic clock, in seconds."""
+    def add(self, entry: Entry, deadline: float) -> bool:
+        """Args: deadline: on the kernel's monotonic clock, in seconds. Returns whether it may be the next to ring."""
         tick = int(deadline * TICKS_PER_S) + 1
         bucket = self._buckets.get(tick)
         if bucket is None:
             bucket = self._buckets[tick] = set()
             heapq.heappush(self._ticks, tick)
+            bucket.add(entry)
+            entry.bucket = bucket
+            return self._ticks[0] == tick
         bucket.add(entry)
         entry.bucket = bucket
+        return False
 
     @staticmethod
     def remove(entry: Entry) -> None:

@@ -162,6 +162,7 @@ class _Database:
             self._check_format(connection)
             if not self.read_only:
                 self._check_log(connection)
+                self._check_rows(connection)
             self._scan(connection)
         except sqlite3.Error as error:
             raise self._translated(error) from error
@@ -169,7 +170,8 @@ class _Database:
 
     def _connect(self) -> sqlite3.Connection:
         try:
-            connection = _connection(self.path, "rwc")
+            # Never made anew where rows are known: an empty file there means that the disk is away.
+            connection = _connection(self.path, "rw" if self.index.row else "rwc")
         except sqlite3.OperationalError as error:
             raise UnusableFolder(
                 f"the journal {self.path} cannot be opened ({error}); check that its folder exists and can be written, "
@@ -197,6 +199,14 @@ class _Database:
         self._live = False
         self._copy = private_copy(self.path)
         return _connection(private_copy_path(self._copy), "rw")
+
+    def _check_rows(self, connection: sqlite3.Connection) -> None:
+        (last,) = connection.execute("SELECT coalesce(max(row), 0) FROM journal").fetchone()
+        if last < self.index.row:
+            raise Damaged(
+                f"{self.path} ends at row {last}, and row {self.index.row} was committed: it is another file, or has lost its "
+                "end; put the right one back"
+            )
 
     def _check_log(self, connection: sqlite3.Connection) -> None:
         (mode,) = connection.execute("PRAGMA journal_mode").fetchone()

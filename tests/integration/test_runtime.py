@@ -22,7 +22,9 @@ from sojourn.actors.errors import (
     NotOpen,
     StaleEpoch,
     StorageFull,
+    StoreError,
     StoreUnavailable,
+    UnusableFolder,
 )
 from sojourn.actors.ports import CatalogQuery, CatalogRow, Record, RecordKind
 from sojourn.actors.session.actor import Done
@@ -252,6 +254,76 @@ async def test_a_live_reader_sees_history_and_news_once_and_in_order(settings: S
                 await runtime.ask(session_id, log_line(n, "x" * 20_000))
         assert seen == {after: list(range(after + 1, 203)) for after in (0, 1, 2, 50, 150)}
         assert runtime.statistics().live.subscribers == 0
+
+
+async def test_a_reader_does_not_spin_while_an_event_is_durable_and_not_yet_published() -> None:
+    journal = FaultyJournal()
+    async with over(journal) as runtime:
+        session_id = await new_session(runtime)
+        async with runtime.stream(session_id, after=2) as lines:
+            await runtime.ask(session_id, log_line(1))
+            assert (await anext(lines)).seq == 3  # so the tail is not empty
+            journal.hold_after = anyio.Event()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(runtime.ask, session_id, log_line(2))
+                await await_until(lambda: journal.heads()[session_id] == 4)
+                with anyio.fail_after(10):
+                    assert (await anext(lines)).seq == 4
+                journal.hold_after.set()
+            journal.hold_after = None
+            await runtime.ask(session_id, log_line(3))
+            assert (await anext(lines)).seq == 5
+
+
+async def test_closing_while_an_outcome_cannot_be_read_ends_and_tells_whoever_waits() -> None:
+    journal = FaultyJournal()
+    errors: list[Exception] = []
+
+    async def ask(runtime: Runtime, session_id: str) -> None:
+        try:
+            await runtime.ask(session_id, log_line(1))
+        except StoreUnavailable as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as tasks:
+        with anyio.fail_after(10):
+            async with over(journal) as runtime:
+                session_id = await new_session(runtime)
+                journal.fault_after, journal.unreadable = StoreUnavailable("lost the disk"), True
+                tasks.start_soon(ask, runtime, session_id)
+                await await_until(lambda: runtime.readiness()["journal"] != "ok")
+    assert len(errors) == 1
+
+
+@pytest.mark.parametrize("fault", [UnusableFolder("gone"), Damaged(), NotOpen()])
+async def test_a_journal_that_cannot_be_opened_again_refuses_and_crashes_nothing(fault: StoreError) -> None:
+    journal = FaultyJournal()
+    async with over(journal) as runtime:
+        session_id = await new_session(runtime)
+        journal.fault = fault
+        with pytest.raises(type(fault)):
+            await runtime.ask(session_id, log_line(1))
+        journal.fault = None
+        await await_until(lambda: runtime.readiness()["journal"] == "ok")
+        assert await runtime.ask(session_id, log_line(1)) == Done(3)
+        assert [child.restarts for child in runtime.statistics().children] == [0] * 5
+
+
+async def test_a_short_deadline_is_kept_although_nothing_else_happens() -> None:
+    journal = FaultyJournal()
+    async with over(journal) as runtime:
+        session_id = await new_session(runtime)
+        journal.hold = anyio.Event()
+        await runtime.ask(session_id, log_line(1), ack=Ack.APPLIED)
+        with anyio.fail_after(10), pytest.raises(DeadlineExceeded):
+            await runtime.ask(session_id, log_line(2), deadline_s=0.05)
+        journal.hold.set()
+
+
+async def test_a_session_created_with_an_early_answer_is_answered() -> None:
+    async with over(FaultyJournal()) as runtime:
+        record, _ = await runtime.create(read_create({"title": "t"}), ack=Ack.APPLIED)
+        assert record["status"] == "created"
 
 
 async def test_a_reader_that_does_not_read_costs_no_memory_and_misses_nothing(settings: Settings) -> None:

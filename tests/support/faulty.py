@@ -19,12 +19,14 @@ class FaultyJournal:
         fault: raised by every append while it is set, with nothing written.
         fault_after: raised by the next append once it has written: the outcome that nobody knows.
         hold: while set to an event, an append waits for it before it writes.
+        hold_after: the same once it has written: the heads have moved, and nobody has been told.
     """
 
     inner: MemoryJournal = field(factory=MemoryJournal)
     fault: StoreError | None = None
     fault_after: StoreError | None = None
     hold: anyio.Event | None = None
+    hold_after: anyio.Event | None = None
     unreadable: bool = False
 
     @property
@@ -43,6 +45,8 @@ class FaultyJournal:
         if self.fault is not None:
             raise self.fault
         await self.inner.append(records)
+        if self.hold_after is not None:
+            await self.hold_after.wait()
         if self.fault_after is not None:
             fault, self.fault_after = self.fault_after, None
             raise fault

@@ -99,6 +99,34 @@ async def test_a_child_beyond_its_intensity_is_set_aside_and_its_siblings_stay(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_child_that_falls_again_while_it_waits_is_started_once(
+    parts: list[Part], story: list[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    intensity = Intensity(backoff_s=1.0, jitter=0.0)
+    async with trio.open_nursery() as nursery:
+        await started(nursery, supervise(Strategy.REST_FOR_ONE, parts, intensity=intensity).run)
+        del story[:]
+        parts[1].crash.set()
+        await trio.sleep(0.5)
+        parts[0].crash.set()
+        await trio.sleep(10)
+        assert story == ["-b", "-c", "-a", "+a", "+b", "+c"]
+        nursery.cancel_scope.cancel()
+    assert story[-3:] == ["-c", "-b", "-a"]
+
+
+async def test_an_essential_child_beyond_its_intensity_stops_the_tree(
+    parts: list[Part], story: list[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    supervisor = supervise(Strategy.ONE_FOR_ONE, parts, intensity=Intensity(restarts_max=0), essential=True)
+    with pytest.raises(BaseExceptionGroup) as caught:  # noqa: PT012 - the nursery is what raises
+        async with trio.open_nursery() as nursery:
+            await started(nursery, supervisor.run)
+            parts[1].crash.set()
+    assert caught.group_contains(RuntimeError, match="b crashed")
+    assert sorted(story) == ["+a", "+b", "+c", "-a", "-b", "-c"]
+
+
 async def test_a_fatal_error_stops_the_whole_tree_and_comes_out(parts: list[Part], story: list[str]) -> None:
     supervisor = supervise(Strategy.ONE_FOR_ONE, parts, fatal=(RuntimeError,))
     with pytest.raises(BaseExceptionGroup) as caught:  # noqa: PT012 - the nursery is what raises
