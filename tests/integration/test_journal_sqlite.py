@@ -268,6 +268,37 @@ async def test_after_a_failed_write_the_journal_finds_out_what_exists(path: Path
     await journal.close()
 
 
+@pytest.mark.parametrize("there", ["nothing", "an older copy"])
+async def test_a_journal_whose_file_went_away_is_never_made_anew(path: Path, there: str) -> None:
+    """A volume that was unmounted under us: what is written into its mount point would be lost to everyone."""
+    journal = await SqliteJournal.open(path)
+    older = path.with_name("older.db")
+    await journal.append([event("a", 1)])
+    with sqlite3.connect(path) as connection, sqlite3.connect(older) as copy:
+        connection.backup(copy)
+    connection.close()
+    copy.close()
+    await journal.append([event("a", 2)])
+    with files_may_not_grow_beyond(1_000), pytest.raises(StoreUnavailable):
+        await journal.append([event("a", 3, bytes(20_000))])
+    away = path.with_name("away")
+    away.mkdir()
+    for file in path.parent.glob("journal.db*"):
+        file.rename(away / file.name)
+    if there == "an older copy":
+        older.rename(path)
+    for _ in range(2):
+        with pytest.raises(UnusableFolder if there == "nothing" else Damaged):
+            await journal.append([event("a", 3)])
+    assert path.exists() == (there == "an older copy")
+    path.unlink(missing_ok=True)
+    for file in away.iterdir():
+        file.rename(path.with_name(file.name))
+    await journal.append([event("a", 3)])
+    assert [record.first_seq for record in await journal.read("a")] == [1, 2, 3]
+    await journal.close()
+
+
 def test_after_a_failed_sync_the_journal_finds_out_what_exists(tmp_path: Path) -> None:
     inject = ["-P", str(tmp_path / "journal.db-wal"), "-e", "inject=fdatasync:error=EIO:when=5..7"]
     said, _ = stores.traced(inject, "failing_sync", tmp_path)
