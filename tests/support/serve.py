@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,8 @@ import httpx2
 from attrs import define
 
 from sojourn.runtime.paths import api_socket_path
+
+from .wait import wait_until
 
 DEADLINE_S = 20.0
 
@@ -68,14 +69,13 @@ def serve(data_dir: Path, *arguments: str, log: Path, env: dict[str, str] | None
 
 
 def _listening(process: "subprocess.Popen[bytes]", log: Path) -> dict[str, Any]:
-    deadline = time.monotonic() + DEADLINE_S
-    while time.monotonic() < deadline:
+    """What the server said when it was ready; empty where it ended without."""
+    found: list[dict[str, Any]] = []
+
+    def said_or_ended() -> bool:
         ended = process.poll() is not None
-        for line in log.read_text().splitlines():
-            if '"serve.listening"' in line:
-                event: dict[str, Any] = json.loads(line)
-                return event
-        if ended:
-            return {}
-        time.sleep(0.005)  # looks again: what is waited for is the line
-    raise AssertionError(f"the server neither listens nor ends; it said: {log.read_text()}")
+        found.extend(json.loads(line) for line in log.read_text().splitlines() if '"serve.listening"' in line)
+        return ended or bool(found)
+
+    wait_until(said_or_ended, DEADLINE_S)
+    return found[0] if found else {}
