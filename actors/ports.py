@@ -5,7 +5,7 @@ is not async does not block. Driver errors arrive as `StoreError`s with their ca
 """
 
 import enum
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -41,8 +41,9 @@ class Record:
 
 @frozen(kw_only=True)
 class JournalStatistics:
-    """`records` and `events` and `payload_bytes` are what the journal holds; `commits` what this process committed.
-    `damaged` counts records that were set aside because their checksum did not hold."""
+    """`records` and `events` and `payload_bytes` are of the events that stand here and were not released; `commits` what
+    this process committed. `damaged` counts records that were set aside because their checksum did not hold, and
+    `size_bytes` is what the rows hold."""
 
     sessions: int
     records: int
@@ -50,6 +51,7 @@ class JournalStatistics:
     payload_bytes: int
     commits: int
     damaged: int
+    size_bytes: int
 
 
 class Journal(Protocol):
@@ -61,11 +63,26 @@ class Journal(Protocol):
         ...
 
     def heads(self) -> Mapping[str, int]:
-        """Session id to its last seq, for every session with a record here. A live view: read it, don't keep it."""
+        """Session id to its last seq, for every session in the journal's care: with a record here, or with events that
+        were released. A live view: read it, don't keep it."""
         ...
 
     def pending_bytes(self, session_id: str, after_seq: int) -> int:
         """How many payload bytes lie here of a session's events above `after_seq`, counting whole records."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """What the rows hold: what the journal is bounded by."""
+        ...
+
+    def released(self, session_id: str) -> int:
+        """The seq up to which a session's events need not stand here, as `release` was told; 0: none were released."""
+        ...
+
+    def oldest(self, size_bytes: int) -> dict[str, int]:
+        """What must be released for the oldest rows to go, those that together hold `size_bytes`: session id to its last
+        unreleased seq in them. Empty where nothing of theirs is left but the newest row, which always stays."""
         ...
 
     async def append(self, records: Sequence[Record]) -> None:
@@ -91,11 +108,31 @@ class Journal(Protocol):
         """
         ...
 
+    async def release(self, upto: Mapping[str, int]) -> None:
+        """These sessions' events up to and with a seq are kept elsewhere. Durable on return, and rows that hold nothing
+        else are gone; `read` does not give them any more. A seq above the session's head moves the head there: those
+        events are lost, and known to be. At or below what was released: nothing happens.
+
+        Raises:
+            StaleEpoch: a newer owner has raised the epoch; this process must stop.
+            StorageFull, StoreUnavailable: as for `append`; a part may have been released, and calling again is safe.
+        """
+        ...
+
+    async def forget(self, session_ids: Collection[str]) -> None:
+        """The journal has no more to do with these sessions: all their events are released, and `heads` leaves them out,
+        also after it is opened again. Durable on return. A session that is not here: nothing happens. Raises as
+        `release`."""
+        ...
+
     def statistics(self) -> JournalStatistics: ...
 
     async def close(self) -> None:
         """Everything appended is durable and the files are closed. Again: nothing happens."""
         ...
+
+
+TIERS = ("active", "recent", "archive")  # where a session's data lies, in the order in which it moves
 
 
 @frozen(kw_only=True)
@@ -119,19 +156,30 @@ class CatalogRow:
 
 @frozen(kw_only=True)
 class CatalogQuery:
-    """Newest first by (created_at, session_id), below `before` where given. `status` and `plan` select exactly."""
+    """Newest first by (created_at, session_id), below `before` where given. `plan`, `status` and `tier` select exactly."""
 
     limit: int = 50
     before: tuple[datetime, str] | None = None
     plan: str | None = None
     status: frozenset[str] | None = None
+    tier: frozenset[str] | None = None
 
 
 class Catalog(Protocol):
     """The metadata database: a projection of journal and manifests, which can be built anew from them."""
 
     async def put(self, rows: Sequence[CatalogRow]) -> None:
-        """Insert or replace rows, all or nothing. A row of a lower (epoch, seq) than the one that stands is left out."""
+        """Insert or replace rows, all or nothing. A row of an earlier tier (active, recent, archive) or of a lower (epoch,
+        seq) than the one that stands is left out."""
+        ...
+
+    async def switch(self, row: CatalogRow, *, from_tier: str) -> bool:
+        """Compare and swap: `row`, of a later tier, replaces the session's row where that is of `from_tier` and of the same
+        seq. Durable on return. False, and nothing has changed, where it is not, unless `row` itself stands there."""
+        ...
+
+    async def in_tier(self, tier: str, *, updated_before: datetime, limit: int) -> list[str]:
+        """Ids of the sessions of a tier that were last changed before then, the longest unchanged first."""
         ...
 
     async def get(self, session_id: str) -> CatalogRow | None: ...

@@ -117,6 +117,13 @@ def scan(data: bytes) -> Row | None:
         row = _directory(data, len(data) - _CRC.size - _CRC.unpack_from(data, len(data) - _CRC.size)[0])
     if row is None:
         return None
+    # By columns, as they are written: a call of `payload_of` for each of 300,000 records is a quarter second at a start.
+    view = memoryview(data)
+    ends = [at + length - CRC_BYTES for at, length in zip(row.offsets, row.lengths, strict=True)]
+    found = map(crc32, [view[at:end] for at, end in zip(row.offsets, ends, strict=True)], row.first_seqs)
+    held = b"".join([view[end : end + CRC_BYTES] for end in ends])
+    if len(held) == CRC_BYTES * len(ends) and list(found) == list(struct.unpack(f"<{len(ends)}I", held)):
+        return row
     pieces = [data[at : at + length] for at, length in zip(row.offsets, row.lengths, strict=True)]
     payloads = map(payload_of, pieces, row.first_seqs)
     row.lengths = [

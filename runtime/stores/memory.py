@@ -4,7 +4,7 @@ They hold to the same contracts as the real ones. Every method gives way to othe
 """
 
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
 
 from anyio.lowlevel import checkpoint
@@ -12,6 +12,7 @@ from attrs import define, field
 
 from ...actors.errors import NotOpen, ObjectExists, ObjectMissing, StaleEpoch
 from ...actors.ports import (
+    TIERS,
     CatalogQuery,
     CatalogRow,
     JournalStatistics,
@@ -24,14 +25,23 @@ from ...actors.ports import (
 from .object_names import check_name, check_prefix
 
 
+@define
+class _Row:
+    """One append: what it took, and the records in it that were not released."""
+
+    size_bytes: int
+    records: list[Record]
+
+
 class MemoryJournal:
-    """`Journal` in memory."""
+    """`Journal` in memory. A row is as large as its payloads."""
 
     def __init__(self) -> None:
         self._epoch = 0
-        self._marks: list[Record] = []
+        self._rows: list[_Row] = []
         self._sessions: dict[str, list[Record]] = {}
         self._heads: dict[str, int] = {}
+        self._released: dict[str, int] = {}
         self._commits = 0
         self._closed = False
 
@@ -44,6 +54,22 @@ class MemoryJournal:
 
     def pending_bytes(self, session_id: str, after_seq: int) -> int:
         return sum(len(record.payload) for record in self._above(session_id, after_seq))
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(row.size_bytes for row in self._rows)
+
+    def released(self, session_id: str) -> int:
+        return self._released.get(session_id, 0)
+
+    def oldest(self, size_bytes: int) -> dict[str, int]:
+        found, held = dict[str, int](), 0
+        for row in self._rows[:-1]:
+            if held >= size_bytes:
+                break
+            held += row.size_bytes
+            found.update({record.session_id: record.last_seq for record in row.records})
+        return found
 
     async def append(self, records: Sequence[Record]) -> None:
         await self._begin()
@@ -67,9 +93,10 @@ class MemoryJournal:
                         f"session {record.session_id}: seq {record.first_seq} does not follow {last_seq}"
                     )
                 ahead[record.session_id] = record.last_seq
-        for record in records:
-            events = record.kind is RecordKind.EVENTS
-            (self._sessions.setdefault(record.session_id, []) if events else self._marks).append(record)
+        events = [record for record in records if record.kind is RecordKind.EVENTS]
+        for record in events:
+            self._sessions.setdefault(record.session_id, []).append(record)
+        self._rows.append(_Row(sum(len(record.payload) for record in records), events))
         self._epoch = epoch
         self._heads.update(ahead)
         self._commits += 1
@@ -83,15 +110,42 @@ class MemoryJournal:
         enough = (count for count, size in enumerate(sizes, 1) if bytes_max is not None and size >= bytes_max)
         return records[: next(enough, len(records))]
 
+    async def release(self, upto: Mapping[str, int]) -> None:
+        await self._begin()
+        upto = {session_id: seq for session_id, seq in upto.items() if seq > self.released(session_id)}
+        self._released.update(upto)
+        for session_id, seq in upto.items():
+            self._sessions[session_id] = self._above(session_id, seq)
+            self._heads[session_id] = max(seq, self._heads.get(session_id, 0))
+        self._let_go(upto)
+
+    async def forget(self, session_ids: Collection[str]) -> None:
+        await self._begin()
+        upto = {
+            session_id: self._heads[session_id] for session_id in session_ids if session_id in self._heads
+        }
+        for session_id in upto:
+            for kept in (self._sessions, self._released, self._heads):
+                kept.pop(session_id, None)
+        self._let_go(upto)
+
+    def _let_go(self, upto: Mapping[str, int]) -> None:
+        for row in self._rows:
+            row.records = [
+                record for record in row.records if record.last_seq > upto.get(record.session_id, 0)
+            ]
+        self._rows = [row for row in self._rows[:-1] if row.records] + self._rows[-1:]
+
     def statistics(self) -> JournalStatistics:
-        records = [record for session in (self._marks, *self._sessions.values()) for record in session]
+        records = [record for session in self._sessions.values() for record in session]
         return JournalStatistics(
-            sessions=len(self._sessions),
+            sessions=len(self._heads),
             records=len(records),
             events=sum(record.count for record in records),
             payload_bytes=sum(len(record.payload) for record in records),
             commits=self._commits,
             damaged=0,
+            size_bytes=self.size_bytes,
         )
 
     async def close(self) -> None:
@@ -118,8 +172,25 @@ class MemoryCatalog:
         await self._begin()
         for row in rows:
             stands = self._rows.get(row.session_id)
-            if stands is None or (row.epoch, row.seq) >= (stands.epoch, stands.seq):
+            if stands is None or (
+                TIERS.index(row.tier) >= TIERS.index(stands.tier)
+                and (row.epoch, row.seq) >= (stands.epoch, stands.seq)
+            ):
                 self._rows[row.session_id] = row
+
+    async def switch(self, row: CatalogRow, *, from_tier: str) -> bool:
+        await self._begin()
+        stands = self._rows.get(row.session_id)
+        if stands is not None and (stands.tier, stands.seq) == (from_tier, row.seq):
+            self._rows[row.session_id] = row
+        return self._rows.get(row.session_id) == row
+
+    async def in_tier(self, tier: str, *, updated_before: datetime, limit: int) -> list[str]:
+        await self._begin()
+        found = [row for row in self._rows.values() if row.tier == tier and row.updated_at < updated_before]
+        return [
+            row.session_id for row in sorted(found, key=lambda row: (row.updated_at, row.session_id))[:limit]
+        ]
 
     async def get(self, session_id: str) -> CatalogRow | None:
         await self._begin()
@@ -133,6 +204,7 @@ class MemoryCatalog:
             if (query.before is None or _place(row) < query.before)
             and (query.plan is None or row.plan == query.plan)
             and (query.status is None or row.status in query.status)
+            and (query.tier is None or row.tier in query.tier)
         ]
         return sorted(rows, key=_place, reverse=True)[: query.limit]
 

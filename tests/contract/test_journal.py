@@ -144,9 +144,187 @@ class JournalContract:
         await journal.append([claim(0)])
         await journal.append(records)
         statistics = journal.statistics()
-        assert (statistics.sessions, statistics.records, statistics.events) == (2, 4, 4)
-        assert statistics.payload_bytes == sum(len(record.payload) for record in records) + 2
+        assert (statistics.sessions, statistics.records, statistics.events) == (2, 3, 4)
+        assert statistics.payload_bytes == sum(len(record.payload) for record in records)
         assert (statistics.commits, statistics.damaged) == (2, 0)
+        assert statistics.size_bytes == journal.size_bytes > statistics.payload_bytes
+        await journal.release({"a": 2})
+        statistics = journal.statistics()
+        assert (statistics.sessions, statistics.records, statistics.events) == (2, 2, 2)
+        assert statistics.payload_bytes == sum(len(record.payload) for record in records[1:])
+
+    async def test_released_events_are_not_read(self, journal: Journal) -> None:
+        await journal.append([events("a", 1, 2), events("b", 1)])
+        await journal.append([events("a", 3, 2), events("a", 5)])
+        assert journal.released("a") == 0
+        await journal.release({"a": 2})
+        assert (journal.released("a"), journal.released("b")) == (2, 0)
+        assert await journal.read("a") == [events("a", 3, 2), events("a", 5)]
+        assert await journal.read("b") == [events("b", 1)]
+        assert dict(journal.heads()) == {"a": 5, "b": 1}
+
+    async def test_a_record_that_was_released_in_part_is_read_whole(self, journal: Journal) -> None:
+        await journal.append([events("a", 1, 3), events("a", 4, 3)])
+        await journal.release({"a": 5})
+        assert await journal.read("a") == [events("a", 4, 3)]
+        assert journal.pending_bytes("a", 0) == len(events("a", 4, 3).payload)
+
+    async def test_released_events_are_not_pending(self, journal: Journal) -> None:
+        await journal.append([events("a", 1, 2), events("a", 3)])
+        await journal.release({"a": 2})
+        assert [journal.pending_bytes("a", seq) for seq in (0, 2, 3)] == [
+            len(events("a", 3).payload),
+            len(events("a", 3).payload),
+            0,
+        ]
+        await journal.release({"a": 3})
+        assert journal.pending_bytes("a", 0) == 0
+
+    async def test_a_session_that_was_released_whole_keeps_its_head(self, journal: Journal) -> None:
+        await journal.append([events("a", 1, 3)])
+        await journal.append([events("b", 1)])
+        await journal.release({"a": 3})
+        assert dict(journal.heads()) == {"a": 3, "b": 1}
+        assert await journal.read("a") == []
+        with pytest.raises(ValueError, match="follow"):
+            await journal.append([events("a", 1)])
+        await journal.append([events("a", 4, 2)])
+        assert await journal.read("a") == [events("a", 4, 2)]
+        assert await journal.read("a", 4) == [events("a", 4, 2)]
+        assert dict(journal.heads()) == {"a": 5, "b": 1}
+
+    async def test_a_release_beyond_the_head_moves_it(self, journal: Journal) -> None:
+        await journal.append([events("a", 1, 3), events("b", 1)])
+        await journal.release({"a": 7, "c": 4})
+        assert dict(journal.heads()) == {"a": 7, "b": 1, "c": 4}
+        for session_id, seq in (("a", 4), ("c", 1)):
+            with pytest.raises(ValueError, match="follow"):
+                await journal.append([events(session_id, seq)])
+        await journal.append([events("a", 8), events("c", 5)])
+        assert await journal.read("a") == [events("a", 8)]
+        assert await journal.read("c") == [events("c", 5)]
+
+    async def test_a_release_of_what_was_released_does_nothing(self, journal: Journal) -> None:
+        await journal.append([events("a", 1, 3)])
+        await journal.append([events("a", 4)])
+        await journal.release({"a": 3})
+        before = journal.size_bytes
+        await journal.release({"a": 2, "b": 0})
+        await journal.release({})
+        assert (journal.released("a"), journal.size_bytes, dict(journal.heads())) == (3, before, {"a": 4})
+
+    async def test_a_row_goes_once_nothing_in_it_is_needed(self, journal: Journal) -> None:
+        sizes = []
+        for group in ([events("a", 1)], [events("a", 2), events("b", 1)], [events("b", 2)], [events("c", 1)]):
+            before = journal.size_bytes
+            await journal.append(group)
+            sizes.append(journal.size_bytes - before)
+        await journal.release({"b": 2})  # row 3, between others
+        assert journal.size_bytes == sizes[0] + sizes[1] + sizes[3]
+        await journal.release({"a": 1})
+        assert journal.size_bytes == sizes[1] + sizes[3]
+        await journal.release({"a": 2})
+        assert journal.size_bytes == sizes[3]
+
+    async def test_the_newest_row_stays_until_another_follows(self, journal: Journal) -> None:
+        await journal.append([events("a", 1)])
+        size = journal.size_bytes
+        await journal.release({"a": 1})
+        assert journal.size_bytes == size > 0
+        await journal.append([events("a", 2)])
+        await journal.release({})
+        assert journal.size_bytes == size
+
+    async def test_a_mark_holds_no_row(self, journal: Journal) -> None:
+        await journal.append([claim(3)])
+        await journal.append([events("a", 1, epoch=3)])
+        older = journal.size_bytes
+        await journal.append([claim(4), events("a", 2, epoch=4)])
+        newest = journal.size_bytes - older
+        await journal.release({"a": 1})
+        assert (journal.size_bytes, journal.epoch) == (newest, 4)
+        assert await journal.read("a") == [events("a", 2, epoch=4)]
+        assert journal.oldest(10**6) == {}
+
+    async def test_the_oldest_rows_say_what_they_need(self, journal: Journal) -> None:
+        await journal.append([events("a", 1), events("b", 1, 2)])
+        first = journal.size_bytes
+        await journal.append([events("a", 2), events("a", 3, 2)])
+        second = journal.size_bytes - first
+        await journal.append([events("b", 3), events("c", 1)])
+        await journal.append([events("a", 5)])
+        assert journal.oldest(0) == {}
+        assert journal.oldest(1) == journal.oldest(first) == {"a": 1, "b": 2}
+        assert journal.oldest(first + 1) == journal.oldest(first + second) == {"a": 4, "b": 2}
+        assert journal.oldest(10**6) == {"a": 4, "b": 3, "c": 1}
+        await journal.release({"b": 2})
+        assert journal.oldest(1) == {"a": 1}
+
+    async def test_releasing_what_the_oldest_rows_need_lets_them_go(self, journal: Journal) -> None:
+        for seq in range(1, 9):
+            await journal.append([events("a", seq), events(f"b{seq % 3}", (seq + 2) // 3)])
+        for quarter in range(3):
+            before = journal.size_bytes
+            await journal.release(journal.oldest(before // 4))
+            assert journal.size_bytes <= before - before // 4, quarter
+        await journal.release(journal.oldest(10**6))
+        assert journal.oldest(10**6) == {}
+        assert journal.size_bytes > 0
+        assert await journal.read("a") == [events("a", 8)]
+
+    async def test_a_forgotten_session_is_not_here(self, journal: Journal) -> None:
+        await journal.append([events("a", 1, 2), events("b", 1)])
+        await journal.append([events("a", 3)])
+        await journal.append([events("b", 2)])
+        before = journal.size_bytes
+        await journal.forget(["a", "nobody"])
+        assert dict(journal.heads()) == {"b": 2}
+        assert (await journal.read("a"), journal.pending_bytes("a", 0), journal.released("a")) == ([], 0, 0)
+        assert await journal.read("b") == [events("b", 1), events("b", 2)]
+        assert journal.size_bytes < before
+        assert journal.oldest(10**6) == {"b": 1}
+        assert journal.statistics().sessions == 1
+
+    async def test_a_released_session_can_be_forgotten(self, journal: Journal) -> None:
+        await journal.append([events("a", 1, 2)])
+        await journal.release({"a": 2, "b": 5})
+        await journal.forget(["a", "b"])
+        assert (dict(journal.heads()), journal.released("a")) == ({}, 0)
+
+    async def test_a_forgotten_session_may_begin_anew_at_any_seq(self, journal: Journal) -> None:
+        await journal.append([events("a", 1, 9), events("b", 1)])
+        await journal.forget(["a"])
+        await journal.append([events("a", 4, 2)])
+        assert dict(journal.heads()) == {"a": 5, "b": 1}
+        assert await journal.read("a") == [events("a", 4, 2)]
+        await journal.release({"a": 4})
+        assert await journal.read("a") == [events("a", 4, 2)]
+        await journal.forget(["a"])
+        await journal.append([events("a", 1)])
+        assert await journal.read("a") == [events("a", 1)]
+
+    async def test_many_sessions_are_released_at_once(self, journal: Journal) -> None:
+        names = [f"s{n}" for n in range(5_000)]
+        for seq in (1, 2):
+            await journal.append([events(name, seq) for name in names])
+        await journal.append([events("last", 1)])
+        await journal.release(dict.fromkeys(names, 1))
+        assert await journal.read(names[-1]) == [events(names[-1], 2)]
+        last, before = journal.statistics().records, journal.size_bytes
+        await journal.forget(names)
+        assert (last, dict(journal.heads())) == (5_001, {"last": 1})
+        assert journal.size_bytes < before / 100
+
+    async def test_a_cancelled_release_is_carried_out(self, journal: Journal) -> None:
+        await journal.append([events("a", 1)])
+        await journal.append([events("a", 2)])
+        before = journal.size_bytes
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await journal.release({"a": 2})
+        await journal.release({"a": 1})
+        assert journal.released("a") in (0, 1, 2)
+        assert journal.size_bytes < before
 
     async def test_many_appends_at_once_are_committed_in_order(self, journal: Journal) -> None:
         async with anyio.create_task_group() as tasks:
@@ -168,6 +346,10 @@ class JournalContract:
             await journal.append([events("a", 2)])
         with pytest.raises(NotOpen):
             await journal.read("a")
+        with pytest.raises(NotOpen):
+            await journal.release({"a": 1})
+        with pytest.raises(NotOpen):
+            await journal.forget(["a"])
 
     async def test_closing_again_does_nothing(self, journal: Journal) -> None:
         await journal.close()

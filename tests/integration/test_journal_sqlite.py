@@ -11,8 +11,9 @@ import pytest
 
 from sojourn.actors.errors import Damaged, StaleEpoch, StoreUnavailable, UnusableFolder
 from sojourn.actors.ports import Record, RecordKind
-from sojourn.runtime.stores import journal_sqlite
+from sojourn.runtime.stores import journal_database
 from sojourn.runtime.stores.frames import scan
+from sojourn.runtime.stores.journal_schema import PAGE_BYTES, WRITE_HEAD, head_values, released_crc
 from sojourn.runtime.stores.journal_sqlite import SqliteJournal
 from tests.support import stores
 
@@ -68,9 +69,9 @@ async def test_a_journal_opened_again_holds_what_was_appended(path: Path) -> Non
     await journal.close()
 
 
-async def test_a_closed_journal_is_one_file(path: Path) -> None:
+async def test_a_closed_journal_is_one_file_and_its_mark(path: Path) -> None:
     await filled(path, [event("a", 1)])
-    assert [file.name for file in path.parent.iterdir()] == ["journal.db"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["journal.db", "journal.db-mark"]
 
 
 async def test_a_damaged_record_costs_its_session_from_there_and_no_other(path: Path) -> None:
@@ -113,7 +114,7 @@ async def test_a_row_without_directories_costs_what_is_in_it(path: Path) -> None
 def damage_page(path: Path, content: bytes) -> None:
     """Breaks the chain of pages of a row at one that is full of `content`: a page begins with the number of the next."""
     data = bytearray(path.read_bytes())
-    page = data.index(content * (journal_sqlite.PAGE_BYTES - 4)) - 4
+    page = data.index(content * (PAGE_BYTES - 4)) - 4
     data[page : page + 4] = b"\xff\xff\xff\xff"
     path.write_bytes(data)
 
@@ -141,6 +142,111 @@ async def test_a_page_damaged_while_the_journal_is_open_names_the_events_it_held
     await journal.close()
 
 
+async def test_what_was_released_and_forgotten_is_known_after_opening_again(path: Path) -> None:
+    journal = await SqliteJournal.open(path)
+    await journal.append([Record("a", 1, 3, 0, b"1"), Record("b", 1, 3, 0, b"2"), event("c", 1)])
+    await journal.append([Record("a", 4, 3, 0, b"3"), event("d", 1), event("stays", 1)])
+    await journal.append([event("c", 2)])
+    await journal.release({"a": 5, "b": 9, "d": 1})
+    await journal.forget(["c"])
+    size = journal.size_bytes
+    await journal.close()
+    for _ in range(2):
+        journal = await SqliteJournal.open(path)
+        assert dict(journal.heads()) == {"a": 6, "b": 9, "d": 1, "stays": 1}
+        assert [journal.released(name) for name in "abcd"] == [5, 9, 0, 1]
+        assert await journal.read("a") == [Record("a", 4, 3, 0, b"3")]
+        assert await journal.read("c") == []
+        assert journal.size_bytes == size
+        assert journal.oldest(1) == {"a": 6, "stays": 1}
+        with pytest.raises(ValueError, match="follow"):
+            await journal.append([event("b", 4)])
+        await journal.close()
+
+
+async def test_a_session_that_began_anew_is_not_mistaken_for_the_forgotten_one(path: Path) -> None:
+    journal = await SqliteJournal.open(path)
+    await journal.append([Record("a", 1, 9, 0, b"old"), event("holds the row", 1)])
+    await journal.forget(["a"])
+    await journal.append([Record("a", 1, 3, 0, b"new"), Record("a", 4, 1, 0, b"newer")])
+    await journal.release({"a": 3})
+    await journal.append([event("b", 1)])
+    await journal.close()
+    for _ in range(2):
+        journal = await SqliteJournal.open(path)
+        assert (journal.heads()["a"], journal.released("a")) == (4, 3)
+        assert await journal.read("a") == [Record("a", 4, 1, 0, b"newer")]
+        await journal.close()
+
+
+def lines(path: Path) -> list[str]:
+    connection = sqlite3.connect(path)
+    found = [session_id for (session_id,) in connection.execute("SELECT session_id FROM released")]
+    connection.close()
+    return found
+
+
+async def test_nothing_is_kept_of_a_forgotten_session_once_no_row_may_hold_it(path: Path) -> None:
+    journal = await SqliteJournal.open(path)
+    await journal.append([event("a", 1), event("b", 1)])
+    await journal.append([event("b", 2)])
+    await journal.forget(["a"])
+    await journal.append([event("c", 1)])
+    assert lines(path) == ["a"]
+    await journal.release({"b": 2})
+    assert lines(path) == ["b"]
+    await journal.forget(["b"])
+    await journal.append([event("c", 2)])
+    await journal.release({"c": 1})
+    assert lines(path) == ["c"]
+    await journal.close()
+
+
+async def test_rows_that_a_crash_left_although_nothing_needs_them_go_when_it_is_opened(path: Path) -> None:
+    await filled(path, [event("a", 1)], [event("a", 2), event("b", 1)], [event("b", 2)])
+    connection = sqlite3.connect(path)
+    connection.execute("INSERT INTO released VALUES ('a', 2, 0, ?)", (released_crc("a", 2, 0),))
+    connection.execute(WRITE_HEAD, head_values(0, 1))
+    connection.commit()
+    reader = await SqliteJournal.open(path, read_only=True)
+    assert (dict(reader.heads()), await reader.read("a")) == ({"a": 2, "b": 2}, [])
+    assert connection.execute("SELECT row FROM journal").fetchall() == [(1,), (2,), (3,)]
+    await reader.close()
+    journal = await SqliteJournal.open(path)
+    assert connection.execute("SELECT row FROM journal").fetchall() == [(2,), (3,)]
+    assert await journal.read("b") == [event("b", 1), event("b", 2)]
+    await journal.close()
+    connection.close()
+
+
+def to_format_1(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.executescript(
+        "DROP TABLE released; ALTER TABLE head DROP COLUMN releases; ALTER TABLE head DROP COLUMN crc; "
+        "PRAGMA user_version = 1"
+    )
+    connection.close()
+
+
+async def test_a_journal_of_format_1_is_read_as_it_is_and_brought_to_this_one_by_its_owner(
+    path: Path,
+) -> None:
+    await filled(path, [event("a", 1, epoch=2)], [event("a", 2, epoch=2)])
+    to_format_1(path)
+    before = path.read_bytes()
+    reader = await SqliteJournal.open(path, read_only=True)
+    assert (reader.epoch, dict(reader.heads()), reader.released("a")) == (2, {"a": 2}, 0)
+    assert path.read_bytes() == before
+    journal = await SqliteJournal.open(path)
+    assert (journal.epoch, dict(journal.heads())) == (2, {"a": 2})
+    await journal.release({"a": 1})
+    await journal.append([event("a", 3, epoch=2)])
+    await reader.refresh()
+    assert await reader.read("a") == await journal.read("a") == [event("a", seq, epoch=2) for seq in (2, 3)]
+    await reader.close()
+    await journal.close()
+
+
 async def test_a_journal_of_a_newer_format_is_left_alone(path: Path) -> None:
     await filled(path, [event("a", 1)])
     connection = sqlite3.connect(path)
@@ -148,7 +254,7 @@ async def test_a_journal_of_a_newer_format_is_left_alone(path: Path) -> None:
     connection.close()
     before = path.read_bytes()
     for read_only in (False, True):
-        with pytest.raises(UnusableFolder, match=r"format 7.*up to format 1.*newer Sojourn"):
+        with pytest.raises(UnusableFolder, match=r"format 7.*up to format 3.*newer Sojourn"):
             await SqliteJournal.open(path, read_only=read_only)
     assert path.read_bytes() == before
 
@@ -168,7 +274,7 @@ async def test_a_database_of_someone_else_is_left_alone(path: Path) -> None:
 async def test_a_file_that_is_no_database_is_damaged(path: Path) -> None:
     path.write_bytes(b"not a database, but long enough to be taken for one" * 100)
     for read_only in (False, True):
-        with pytest.raises(Damaged, match="move it aside"):
+        with pytest.raises(Damaged, match="move both aside"):
             await SqliteJournal.open(path, read_only=read_only)
 
 
@@ -194,6 +300,180 @@ async def test_an_owner_is_fenced_by_the_epoch_that_another_has_raised(path: Pat
     await new.close()
 
 
+async def test_an_owner_that_was_fenced_releases_nothing(path: Path) -> None:
+    old = await SqliteJournal.open(path)
+    await old.append([event("a", 1, epoch=1)])
+    await old.append([event("a", 2, epoch=1)])
+    new = await SqliteJournal.open(path)
+    await new.append([Record("", 0, 0, 2, b"", RecordKind.EPOCH)])
+    for work in (old.release({"a": 1}), old.forget(["a"])):
+        with pytest.raises(StaleEpoch, match="newer owner"):
+            await work
+    assert (old.released("a"), lines(path)) == (0, [])
+    assert await new.read("a") == [event("a", 1, epoch=1), event("a", 2, epoch=1)]
+    await new.release({"a": 1})
+    await old.close()
+    await new.close()
+
+
+async def test_a_reader_follows_what_is_released_and_forgotten(path: Path) -> None:
+    writer = await SqliteJournal.open(path)
+    await writer.append([event("a", 1), event("b", 1), event("c", 1), event("d", 1)])
+    await writer.append([event("a", 2), event("b", 2)])
+    reader = await SqliteJournal.open(path, read_only=True)
+    await writer.release({"a": 2, "b": 1, "e": 7})
+    await writer.forget(["c", "d"])
+    await writer.append([Record("d", 1, 2, 0, b"anew"), event("a", 3)])
+    await reader.refresh()
+    for _ in range(2):
+        assert dict(reader.heads()) == dict(writer.heads()) == {"a": 3, "b": 2, "d": 2, "e": 7}
+        for name in "abcde":
+            assert await reader.read(name) == await writer.read(name)
+            assert reader.released(name) == writer.released(name)
+        await reader.close()
+        reader = await SqliteJournal.open(path, read_only=True)
+    # Everything goes, and with it the line that says so.
+    await writer.forget(["b", "d"])
+    await writer.append([event("b", 1), event("a", 4)])
+    await writer.append([event("a", 5)])
+    await writer.release({"a": 4})
+    assert lines(path) == ["a", "e"]
+    await reader.refresh()
+    assert dict(reader.heads()) == dict(writer.heads()) == {"a": 5, "b": 1, "e": 7}
+    assert await reader.read("b") == [event("b", 1)]
+    await reader.close()
+    await writer.close()
+
+
+async def test_rows_that_go_while_a_reader_reads_are_no_damage(path: Path) -> None:
+    writer = await SqliteJournal.open(path)
+    for seq in range(1, 5):
+        await writer.append([event("a", seq), event("b", seq)])
+    reader = await SqliteJournal.open(path, read_only=True)
+    await writer.release({"a": 3, "b": 2})
+    await writer.forget(["b"])
+    assert await reader.read("a") == [event("a", 4)]
+    assert await reader.read("b") == []
+    assert dict(reader.heads()) == {"a": 4}
+    await writer.release({"a": 4})
+    await writer.append([event("a", 5)])
+    assert await reader.read("a", 3) == [event("a", 4)]  # the row still stood there when it was last looked
+    await writer.release({})
+    assert await reader.read("a", 3) == [event("a", 5)]
+    await reader.close()
+    await writer.close()
+
+
+async def test_a_read_during_which_events_are_released_has_no_gap(path: Path) -> None:
+    journal = await SqliteJournal.open(path)
+    for seq in range(1, 41):
+        await journal.append([event("a", seq, bytes(300_000))])
+    found: list[Record] = []
+
+    async def read() -> None:
+        found.extend(await journal.read("a"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(read)
+        tasks.start_soon(journal.release, {"a": 30})
+    seqs = [record.first_seq for record in found]
+    assert seqs == list(range(seqs[0], 41))
+    assert seqs[0] in (1, 31)
+    await journal.close()
+
+
+async def test_damage_does_not_keep_a_row(path: Path) -> None:
+    groups = [[event("a", seq), event("b", seq)] for seq in range(1, 6)]
+    await filled(path, *groups)
+    flip_payload(path, 1, 0)
+    change_row(path, 2, lambda data: data.__setitem__(slice(None), bytes(len(data))))
+    journal = await SqliteJournal.open(path)
+    size = journal.size_bytes // 5
+    assert journal.oldest(1) == {"a": 1, "b": 1}
+    assert journal.oldest(2 * size) == {"a": 3, "b": 3}
+    await journal.release({"b": 3})
+    assert journal.size_bytes == 5 * size
+    await journal.release({"a": 3})
+    assert journal.size_bytes == 2 * size
+    assert await journal.read("a") == [event("a", 4), event("a", 5)]
+    await journal.close()
+
+
+async def test_a_row_whose_pages_are_damaged_while_it_is_open_stays_and_holds_up_no_other(path: Path) -> None:
+    # Larger than SQLite's cache, so that the pages are read again.
+    size = 3_000_000
+    await filled(path, *([event(name, 1, name.encode() * size)] for name in "abcd"))
+    journal = await SqliteJournal.open(path)
+    damage_page(path, b"b")
+    await journal.release({"a": 1, "b": 1, "c": 1})
+    assert dict(journal.heads()) == dict.fromkeys("abcd", 1)
+    assert await journal.read("d") == [event("d", 1, b"d" * size)]
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT row FROM journal").fetchall() == [(2,), (4,)]
+    connection.close()
+    await journal.close()
+
+
+async def test_after_a_failed_release_the_journal_finds_out_what_was_released(path: Path) -> None:
+    journal = await SqliteJournal.open(path)
+    await journal.append([event("a", 1), event("b", 1)])
+    await journal.append([event("a", 2)])
+    with files_may_not_grow_beyond(1_000):
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                await journal.release({"a": 1})
+    assert await journal.read("a") == [event("a", 1), event("a", 2)]
+    await journal.release({"a": 1, "b": 1})
+    assert await journal.read("a") == [event("a", 2)]
+    assert lines(path) == ["a", "b"]
+    await journal.append([event("a", 3)])
+    await journal.close()
+
+
+def test_a_full_disk_refuses_a_release_and_loses_nothing(tmp_path: Path) -> None:
+    said = stores.run_mounted('mount -t tmpfs -o size=1m tmpfs "$1"', "full_release", tmp_path)
+    assert said["refused"]
+    assert said["found"] == said["acknowledged"]
+    assert said["left"] == 1
+
+
+async def test_a_journal_of_constant_size_stays_so_on_disk(path: Path) -> None:
+    journal = await SqliteJournal.open(path)
+    sizes = []
+    for cycle in range(50):
+        for seq in range(10 * cycle + 1, 10 * cycle + 11):
+            await journal.append([event("a", seq, bytes(60_000)), event("b", seq, bytes(100))])
+        await journal.release(journal.oldest(journal.size_bytes - 1_200_000))
+        assert journal.size_bytes < 1_900_000
+        sizes.append(path.stat().st_size + path.with_name("journal.db-wal").stat().st_size)
+    assert max(sizes[25:]) <= max(sizes[:25])
+    assert [record.first_seq for record in await journal.read("a")][-10:] == list(range(491, 501))
+    await journal.close()
+    assert path.stat().st_size < 6_000_000
+
+
+async def test_a_long_release_lets_commits_through(path: Path) -> None:
+    journal = await SqliteJournal.open(path)
+    for seq in range(1, 13):
+        await journal.append([event("a", seq, bytes(1_000_000))])
+    seen: list[int] = []
+
+    async def release() -> None:
+        await journal.release({"a": 11})
+        seen.append(-1)
+
+    async def append() -> None:
+        for seq in range(13, 16):
+            await journal.append([event("a", seq)])
+            seen.append(seq)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(release)
+        tasks.start_soon(append)
+    assert seen == [13, 14, 15, -1]
+    await journal.close()
+
+
 async def test_a_reader_beside_the_writer_sees_its_commits_when_it_refreshes(path: Path) -> None:
     writer = await SqliteJournal.open(path)
     await writer.append([event("a", 1)])
@@ -211,8 +491,9 @@ async def test_a_reader_beside_the_writer_sees_its_commits_when_it_refreshes(pat
 async def test_a_reader_cannot_append(path: Path) -> None:
     await filled(path, [event("a", 1)])
     reader = await SqliteJournal.open(path, read_only=True)
-    with pytest.raises(UnusableFolder, match="read only"):
-        await reader.append([event("a", 2)])
+    for work in (reader.append([event("a", 2)]), reader.release({"a": 1}), reader.forget(["a"])):
+        with pytest.raises(UnusableFolder, match="read only"):
+            await work
     assert await reader.read("a") == [event("a", 1)]
     await reader.close()
 
@@ -279,6 +560,7 @@ async def test_a_journal_whose_file_went_away_is_never_made_anew(path: Path, the
     connection.close()
     copy.close()
     await journal.append([event("a", 2)])
+    await journal.release({"a": 2})  # the newest row tells all the same
     with files_may_not_grow_beyond(1_000), pytest.raises(StoreUnavailable):
         await journal.append([event("a", 3, bytes(20_000))])
     away = path.with_name("away")
@@ -295,7 +577,7 @@ async def test_a_journal_whose_file_went_away_is_never_made_anew(path: Path, the
     for file in away.iterdir():
         file.rename(path.with_name(file.name))
     await journal.append([event("a", 3)])
-    assert [record.first_seq for record in await journal.read("a")] == [1, 2, 3]
+    assert (await journal.read("a"), journal.released("a")) == ([event("a", 3)], 2)
     await journal.close()
 
 
@@ -338,7 +620,7 @@ async def test_the_log_is_written_back_when_nothing_waits_and_never_grows_beyond
     for seq in range(1, 41):
         await journal.append([event("a", seq, bytes(size))])
     wal = path.with_name("journal.db-wal").stat().st_size
-    assert wal < journal_sqlite.WAL_BYTES_MAX * 1.5
+    assert wal < journal_database.WAL_BYTES_MAX * 1.5
     assert path.stat().st_size > 16 * size
     assert len(await journal.read("a")) == 40
     await journal.close()

@@ -1,6 +1,6 @@
 """Stores that fail when told, around ones that work. Fault points live here and in no shipped code."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import anyio
@@ -38,6 +38,22 @@ class FaultyJournal:
 
     def pending_bytes(self, session_id: str, after_seq: int) -> int:
         return self.inner.pending_bytes(session_id, after_seq)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.inner.size_bytes
+
+    def released(self, session_id: str) -> int:
+        return self.inner.released(session_id)
+
+    def oldest(self, size_bytes: int) -> dict[str, int]:
+        return self.inner.oldest(size_bytes)
+
+    async def release(self, upto: Mapping[str, int]) -> None:
+        await self.inner.release(upto)
+
+    async def forget(self, session_ids: Collection[str]) -> None:
+        await self.inner.forget(session_ids)
 
     async def append(self, records: Sequence[Record]) -> None:
         if self.hold is not None:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,50 @@ async def full(folder: Path) -> None:
     await journal.close()
 
 
+async def full_release(folder: Path) -> None:
+    """Appends until there is no room, then releases while there is none, makes room and releases."""
+    ballast = folder / "ballast"
+    ballast.write_bytes(bytes(200_000))
+    journal = await SqliteJournal.open(folder / "journal.db")
+    seq = 0
+    try:
+        while True:
+            await journal.append(group(seq + 1, 1_000))
+            seq += 1
+    except StorageFull:
+        with suppress(OSError), ballast.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(4_096))
+    heads = dict(journal.heads())
+    refused = False
+    try:
+        await journal.release(dict.fromkeys(heads, seq - 1))
+    except StorageFull:
+        refused = True
+        assert {journal.released(session_id) for session_id in heads} <= {0, seq - 1}
+    ballast.unlink()
+    await journal.release(dict.fromkeys(heads, seq - 1))
+    await journal.close()
+    journal = await SqliteJournal.open(folder / "journal.db")
+    left = len(await journal.read("s1"))
+    say({"acknowledged": seq, "refused": refused, "found": journal.heads()["s1"], "left": left})
+    await journal.close()
+
+
+async def churn(folder: Path) -> None:
+    """Appends for ever, with a session of its own each time; releases up to two before every fourth seq, and forgets
+    the sessions up to there. Says each seq once all of this is acknowledged."""
+    journal = await SqliteJournal.open(folder / "journal.db")
+    seq = journal.heads().get("s0", 0)
+    while True:
+        seq += 1
+        await journal.append([*group(seq, 5_000), Record(f"t{seq}", 1, 1, 0, bytes(100))])
+        if seq % 4 == 0:
+            await journal.release({f"s{n}": seq - 2 for n in range(SESSIONS)})
+            await journal.forget([f"t{n}" for n in range(1, seq - 1)])
+        say(seq)
+
+
 async def failing_sync(folder: Path) -> None:
     """Appends ten groups and finds out about each of which it does not know."""
     journal = await SqliteJournal.open(folder / "journal.db")
@@ -189,7 +234,7 @@ async def full_objects(folder: Path) -> None:
 
 PROGRAMS: dict[str, Callable[[Path], Coroutine[Any, Any, None]]] = {
     program.__name__: program
-    for program in (append, leave, heads, full, failing_sync, put_object, full_objects)
+    for program in (append, churn, leave, heads, full, full_release, failing_sync, put_object, full_objects)
 }
 
 if __name__ == "__main__":

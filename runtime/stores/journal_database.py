@@ -1,0 +1,641 @@
+"""The blocking half of the journal: one SQLite connection, its statements, and the index of what the rows hold.
+
+Only the owner thread of `journal_sqlite.py`, which says why things are so, calls it.
+"""
+
+import contextlib
+import json
+import sqlite3
+import sys
+import tempfile
+from pathlib import Path
+
+from ...actors.errors import (
+    Damaged,
+    Missing,
+    StaleEpoch,
+    StorageFull,
+    StoreError,
+    StoreUnavailable,
+    UnusableFolder,
+)
+from ...actors.ports import Record
+from . import frames
+from .folders import sync_folder
+from .frames import Row
+from .journal_index import ROW_MAX, SEQ_MAX, JournalIndex, Place
+from .journal_salvage import finish_salvage, salvage
+from .journal_schema import (
+    APPLICATION_ID,
+    CREATE,
+    FORMAT,
+    PAGE_BYTES,
+    STEPS,
+    WRITE_HEAD,
+    WRITE_RELEASED,
+    head_values,
+    released_crc,
+    released_document,
+)
+from .mark import Mark, read_mark
+from .reserve import OPENING_BYTES, Reserve, free_bytes
+from .sqlite_files import (
+    BUSY_TIMEOUT_S,
+    NO_SHARED_MEMORY,
+    UNREADABLE,
+    primary_code,
+    private_copy,
+    private_copy_path,
+    schema_of,
+    stored_schema,
+    structure_flaws,
+    uri,
+)
+
+WAL_BYTES_MAX = 16 * 1024 * 1024  # written back in some 40 ms, which is what a commit then waits
+# In one hop, so that a commit behind it waits for 10 to 20 ms:
+RELEASE_RECORDS_MAX = 8 * 1024
+DELETE_BYTES_MAX = 2 * 1024 * 1024
+DELETE_ROWS_MAX = 4 * 1024
+DELETE_WAL_BYTES_MAX = 4 * 1024 * 1024
+
+# The fence stands in the statement that writes: a newer owner may have raised the epoch since this process read it.
+_INSERT = "INSERT INTO journal(row, data) SELECT ?1, ?2 WHERE (SELECT epoch FROM head) <= ?3"
+_DELETE = "DELETE FROM journal WHERE row IN (SELECT value FROM json_each(?1))"
+_DELETE_FORGOTTEN = "DELETE FROM released WHERE session_id IN (SELECT value FROM json_each(?1))"
+# Pieces of many rows as one blob, in the order asked for.
+_READ = """
+SELECT CAST(group_concat(substr(journal.data, piece.value ->> 1, piece.value ->> 2), '') AS BLOB)
+FROM (SELECT value FROM json_each(?1)) AS piece CROSS JOIN journal ON journal.row = piece.value ->> 0
+"""
+
+
+class JournalDatabase:
+    """The blocking half. Only the owner thread calls it; others read `index`."""
+
+    def __init__(self, path: Path, *, read_only: bool, reserve: Reserve | None = None) -> None:
+        self.index = JournalIndex()
+        self._reserve = reserve
+        self._owned = False  # an epoch was raised here: from then on the reserve may be made
+        self.path = path
+        self.read_only = read_only
+        self._connection: sqlite3.Connection | None = None
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._live = True  # the writer's commits show through this connection
+        self._unknown = False  # the outcome of the last statement is
+        self._wal_bytes = 0  # committed since the log was last written back
+        self._epoch: int | None = (
+            None  # the highest that was found at the first opening, or written here since
+        )
+        self._mark = Mark(path)
+        self.flaws: list[str] = []  # what was found wrong at the first opening
+        self.moved_to: Path | None = (
+            None  # where the damaged file went, of which this one is what could be read
+        )
+
+    # -- opening and closing --
+
+    def open(self) -> None:
+        self._unknown = True
+        first = self._epoch is None
+        try:
+            marked = self._marked() if first else None  # before the rows: a live owner goes on
+            self._connection = connection = self._connect_read_only() if self.read_only else self._connect()
+            self._check_format(connection)
+            if first and (flaws := self._structure_flaws(connection)):
+                self.flaws += flaws
+                if not self.read_only:
+                    connection = self._salvage(connection)
+            if not self.read_only:
+                self._check_log(connection)
+                self._upgrade(connection)
+                self._check_rows(connection)
+            self._scan(connection)
+        except sqlite3.Error as error:
+            if first and not self.read_only and free_bytes(self.path.parent) < OPENING_BYTES:
+                raise StorageFull(
+                    f"no room to open the journal {self.path} ({error}); free some space. Reading needs none: `sojourn ls`, "
+                    "`show`, `tail` and `export` work without a server"
+                ) from error
+            raise self._translated(error) from error
+        if first:
+            self._epoch = self.index.epoch
+            self._compare(marked)
+            if self.index.damaged:
+                self.flaws.append(f"{self.index.damaged:,} records or rows do not carry their checksum")
+        if not self.read_only:
+            self._note()
+        self._unknown = False
+
+    def _marked(self) -> tuple[int, int, int] | None:
+        try:
+            return read_mark(self.path)
+        except Damaged as error:
+            self.flaws.append(str(error))
+            return None
+
+    def _compare(self, marked: tuple[int, int, int] | None) -> None:
+        """With how far it had come when something was last committed. An owner that was killed, or lost power, may have
+        committed and not noted it."""
+        row, releases, _ = marked or (0, 0, 0)
+        if row > self.index.row:
+            self.flaws.append(
+                f"it ends at row {self.index.row}, and row {row} was committed: its end is lost, or it is an older copy"
+            )
+        elif releases > self.index.releases:
+            self.flaws.append("what was released last is lost, or it is an older copy")
+
+    def _note(self) -> None:
+        self._mark.note(self.index.row, max(self.index.releases, 0))
+
+    def _structure_flaws(self, connection: sqlite3.Connection) -> list[str]:
+        flaws = structure_flaws(connection)
+        if not flaws:
+            (last,) = connection.execute("SELECT coalesce(max(row), 0) FROM journal").fetchone()
+            if last > ROW_MAX:
+                flaws = [f"it has a row {last}, which is above {ROW_MAX}"]
+        return flaws
+
+    def _salvage(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+        """What can be read becomes a new file, since writing into a damaged one could cost what is whole."""
+        try:
+            lost, self.moved_to = salvage(self.path, connection)
+        except sqlite3.Error as error:
+            if primary_code(error) == sqlite3.SQLITE_FULL:
+                raise StorageFull(
+                    f"the journal {self.path} is damaged, and there is no room for a copy of what can be read of it; "
+                    f"free {self.path.stat().st_size:,} bytes and start again"
+                ) from error
+            raise
+        finally:
+            connection.close()
+        finish_salvage(self.path)
+        if lost:
+            self.index.count_lost(lost)
+        self._connection = connection = self._connect()
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        finish_salvage(self.path)
+        try:
+            # Never made anew where rows are known: an empty file there means that the disk is away.
+            connection = _connection(self.path, "rw" if self.index.row else "rwc")
+        except sqlite3.OperationalError as error:
+            raise UnusableFolder(
+                f"the journal {self.path} cannot be opened ({error}); check that its folder exists and can be written, "
+                "or name another folder with --data"
+            ) from error
+        self._connection = connection  # closed with the rest whatever comes now
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        # Some builds wipe what is deleted, and then a deletion writes as much as it deletes.
+        connection.execute("PRAGMA secure_delete = OFF")
+        if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0:
+            connection.executescript(CREATE)
+            sync_folder(self.path.parent)
+        return connection
+
+    def _connect_read_only(self) -> sqlite3.Connection:
+        if not self.path.exists():
+            raise UnusableFolder(f"there is no journal at {self.path}; name the data folder with --data")
+        self._connection = connection = _connection(self.path, "ro")
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_schema")
+            return connection
+        except sqlite3.OperationalError as error:
+            if primary_code(error) not in NO_SHARED_MEMORY:
+                raise
+        connection.close()
+        self._live = False
+        self._copy = private_copy(self.path)
+        return _connection(private_copy_path(self._copy), "rw")
+
+    def _check_rows(self, connection: sqlite3.Connection) -> None:
+        (last,) = connection.execute("SELECT coalesce(max(row), 0) FROM journal").fetchone()
+        if last < self.index.row:
+            raise Damaged(
+                f"{self.path} ends at row {last}, and row {self.index.row} was committed: it is another file, or has lost its "
+                "end; put the right one back"
+            )
+
+    def _check_log(self, connection: sqlite3.Connection) -> None:
+        (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+        if mode != "wal":
+            raise UnusableFolder(
+                f"the file system of {self.path} has no write-ahead log (mode {mode}); use a local disk"
+            )
+
+    def _check_format(self, connection: sqlite3.Connection) -> None:
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if application != APPLICATION_ID:
+            raise UnusableFolder(f"{self.path} is no Sojourn journal; name another folder with --data")
+        if version > FORMAT:
+            raise UnusableFolder(
+                f"the journal {self.path} is of format {version}, this Sojourn reads up to format {FORMAT}; "
+                "open it with the newer Sojourn that wrote it, or name another folder with --data"
+            )
+
+        rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
+        if version < 1 or stored_schema(rows) != schema_of(STEPS[:version]):
+            raise self._unreadable(f"its tables are not those of format {version}")
+
+    def _upgrade(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == FORMAT:
+            return
+        connection.execute("BEGIN IMMEDIATE")
+        for step in STEPS[version:]:
+            for statement in filter(str.strip, step.split(";")):
+                connection.execute(statement)
+        lines = connection.execute("SELECT session_id, seq, gone FROM released").fetchall()
+        connection.execute(WRITE_RELEASED, (released_document(lines),))
+        (head,) = connection.execute("SELECT epoch, releases FROM head").fetchall()
+        connection.execute(WRITE_HEAD, head_values(*head))
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
+        connection.execute("COMMIT")
+
+    def _scan(self, connection: sqlite3.Connection) -> None:
+        """Takes in what was released since, and the rows beyond the last known one, as of one moment. A row that cannot
+        be read costs what is in it and no more."""
+        connection.execute("BEGIN")
+        try:
+            epoch, releases = self._read_head(connection)
+            self._follow(connection, releases)
+            numbers = connection.execute(
+                "SELECT row FROM journal WHERE row > ? ORDER BY row", (self.index.row,)
+            )
+            for (number,) in numbers.fetchall():
+                if self.index.row < number <= ROW_MAX:  # else a flaw, which was told of
+                    self._scan_row(connection, number)
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        self.index.settle()
+        if self.read_only:  # the owner deletes them
+            self.index.rows.removed(self.index.rows.disposable(sys.maxsize, sys.maxsize))
+        if epoch is not None:
+            self.index.epoch = max(self.index.epoch, epoch)
+        elif not self.read_only:
+            # The newest row never goes, and an epoch is raised in the commit of its first row.
+            connection.execute(WRITE_HEAD, head_values(self.index.epoch, releases))
+
+    def _read_head(self, connection: sqlite3.Connection) -> tuple[int | None, int]:
+        """Epoch and count of releases; no epoch where the line does not carry its checksum."""
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        columns = ("epoch, 0, NULL", "epoch, releases, NULL", "epoch, releases, crc")[version - 1]
+        found = connection.execute(f"SELECT {columns} FROM head").fetchall()
+        if len(found) == 1:
+            epoch, releases, crc = found[0]
+            if version < FORMAT or (epoch, releases, crc) == head_values(epoch, releases):
+                return epoch, releases
+        self._found("its head does not carry its checksum")
+        return None, self.index.releases + 1
+
+    def _follow(self, connection: sqlite3.Connection, releases: int) -> None:
+        if releases == self.index.releases:
+            return
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        lines: list[tuple[str, int, int, int]] = []
+        if version > 1:  # else a reader before the owner has brought it to this format
+            crc = "crc" if version == FORMAT else "NULL"
+            lines = connection.execute(f"SELECT session_id, seq, gone, {crc} FROM released").fetchall()
+        (oldest_row,) = connection.execute("SELECT coalesce(min(row), 0) FROM journal").fetchone()
+        told = {
+            session_id: (seq, gone)
+            for session_id, seq, gone, crc in lines
+            if version < FORMAT or crc == released_crc(session_id, seq, gone)
+        }
+        if len(told) < len(lines):
+            self._found(f"{len(lines) - len(told):,} lines of what was released do not carry their checksum")
+        self.index.follow(told, oldest_row)
+        self.index.releases = releases
+
+    def _found(self, flaw: str) -> None:
+        if self._epoch is None:
+            self.flaws.append(flaw)
+
+    def _scan_row(self, connection: sqlite3.Connection, number: int) -> None:
+        size_bytes = 0
+        try:
+            # Apart from the data, because it can be told of a row whose pages cannot be read.
+            ((size_bytes, kind),) = connection.execute(
+                "SELECT length(data), typeof(data) FROM journal WHERE row = ?", (number,)
+            ).fetchall() or ((0, "nothing"),)
+            data = b""
+            if kind == "blob":
+                (data,) = connection.execute("SELECT data FROM journal WHERE row = ?", (number,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            if primary_code(error) != sqlite3.SQLITE_CORRUPT:
+                raise
+            data = b""
+        row = frames.scan(data)
+        if row is None:
+            self.index.add_lost(number, size_bytes)
+        else:
+            self.index.add(number, row)
+
+    def close(self) -> None:
+        self._mark.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if not self.read_only:
+                # What is committed is durable in the log already; a checkpoint that fails costs the next open time.
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.close()
+        if self._copy is not None:
+            self._copy.cleanup()
+            self._copy = None
+
+    def _settled(self) -> sqlite3.Connection:
+        """The connection, opened anew and indexed when an outcome is unknown."""
+        if self._unknown:
+            try:
+                if self._connection is not None:
+                    self._connection.close()
+            except sqlite3.Error as error:
+                raise self._translated(error) from error
+            self._connection = None
+            self.open()
+            self._wal_bytes = WAL_BYTES_MAX  # not known: write it back at the next occasion
+        assert self._connection is not None
+        return self._connection
+
+    # -- work --
+
+    def append(self, rows: list[Row]) -> None:
+        connection = self._settled()
+        if not rows:
+            return
+        self.index.check(rows)
+        if self._wal_bytes >= self._wal_bytes_max:
+            self._write_back(connection)
+        try:
+            if len(rows) == 1 and rows[0].epoch == self.index.epoch:
+                self._insert(connection, self.index.row + 1, rows[0])
+            else:
+                self._insert_all(connection, rows)
+        except sqlite3.Error as error:
+            raise self._undone(connection, error) from error
+        for row in rows:
+            self.index.add(self.index.row + 1, row)
+            self._wal_bytes += len(row.data) + PAGE_BYTES  # and the page that points to it
+        self.index.commits += 1
+        self._note()
+
+    def _insert(self, connection: sqlite3.Connection, number: int, row: Row) -> None:
+        if connection.execute(_INSERT, (number, row.data, row.epoch)).rowcount != 1:
+            (newer,) = connection.execute("SELECT epoch FROM head").fetchone()
+            raise StaleEpoch(
+                f"epoch {row.epoch} is fenced: a newer owner has raised it to {newer}; stop this process"
+            )
+
+    def _insert_all(self, connection: sqlite3.Connection, rows: list[Row]) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for number, row in enumerate(rows, self.index.row + 1):
+                self._insert(connection, number, row)
+            epoch, releases = connection.execute("SELECT epoch, releases FROM head").fetchone()
+            connection.execute(WRITE_HEAD, head_values(max(epoch, rows[-1].epoch), releases))
+            connection.execute("COMMIT")
+        except StaleEpoch:
+            connection.execute("ROLLBACK")
+            raise
+        self._epoch = rows[-1].epoch
+        self._owned = True
+
+    def release(self, upto: dict[str, int]) -> dict[str, int]:
+        """A part of it; the rest."""
+        connection = self._settled()
+        if max(upto.values()) > SEQ_MAX:
+            raise ValueError(f"seq {max(upto.values())} is above {SEQ_MAX}")
+        part, rest = self.index.newly(upto, RELEASE_RECORDS_MAX)
+        if part:
+            lines = [(session_id, seq, self.index.gone(session_id)) for session_id, seq in part.items()]
+            self._tell(connection, lines)
+            for session_id, seq in part.items():
+                self.index.release(session_id, seq)
+        if not rest:
+            self.index.rows.dispose_of_lost()
+        return rest
+
+    def forget(self, session_ids: list[str]) -> None:
+        connection = self._settled()
+        here = [session_id for session_id in session_ids if session_id in self.index.heads]
+        if here:
+            self._tell(connection, [(session_id, 0, self.index.row) for session_id in here])
+            for session_id in here:
+                self.index.forget(session_id)
+            self.index.rows.dispose_of_lost()
+
+    def _tell(self, connection: sqlite3.Connection, lines: list[tuple[str, int, int]]) -> None:
+        """Commits what was released, with the epoch as a fence."""
+        document = released_document(lines)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            epoch, releases = connection.execute("SELECT epoch, releases FROM head").fetchone()
+            if epoch > self._epoch:
+                connection.execute("ROLLBACK")
+                raise StaleEpoch(
+                    f"epoch {self._epoch} is fenced: a newer owner has raised it; stop this process"
+                )
+            connection.execute(WRITE_HEAD, head_values(epoch, releases + 1))
+            connection.execute(WRITE_RELEASED, (document,))
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self._undone(connection, error) from error
+        self.index.releases += 1
+        self._wal_bytes += PAGE_BYTES + len(document)
+        self._note()
+
+    def delete(self) -> bool:
+        """Deletes some of the rows that nothing needs; whether there may be more."""
+        connection = self._settled()
+        rows = self.index.rows.disposable(DELETE_BYTES_MAX, DELETE_ROWS_MAX)
+        try:
+            if not rows:
+                self._delete_forgotten(connection)
+                return False
+            if self._wal_bytes >= min(DELETE_WAL_BYTES_MAX, self._wal_bytes_max):
+                self._write_back(connection)
+                return True
+            try:
+                self._delete(connection, rows)
+            except sqlite3.Error as error:
+                if primary_code(error) != sqlite3.SQLITE_CORRUPT:
+                    raise
+                self._delete_singly(connection, rows)
+        except sqlite3.Error as error:
+            raise self._undone(connection, error) from error
+        return True
+
+    def _delete(self, connection: sqlite3.Connection, rows: list[tuple[int, int]]) -> None:
+        connection.execute(_DELETE, (json.dumps([number for number, _ in rows]),))
+        self.index.rows.removed(rows)
+        self._wal_bytes += sum(size for _, size in rows)
+
+    def _delete_singly(self, connection: sqlite3.Connection, rows: list[tuple[int, int]]) -> None:
+        """A damaged row, of which SQLite does not find all pages, stays in the file for good."""
+        for row in rows:
+            try:
+                self._delete(connection, [row])
+            except sqlite3.Error as error:
+                if primary_code(error) != sqlite3.SQLITE_CORRUPT:
+                    raise
+                self.index.rows.keep()
+
+    def _delete_forgotten(self, connection: sqlite3.Connection) -> None:
+        (oldest_row,) = connection.execute("SELECT coalesce(min(row), 0) FROM journal").fetchone()
+        session_ids = self.index.forgotten_before(oldest_row)
+        if session_ids:
+            connection.execute(_DELETE_FORGOTTEN, (json.dumps(session_ids),))
+            self.index.forgetting_is_over(session_ids)
+
+    def _undone(self, connection: sqlite3.Connection, error: sqlite3.Error) -> StoreError:
+        """What a failed commit means. Full, rolled back, and nothing there: nothing was written. Else: unknown."""
+        self._unknown = True
+        if primary_code(error) == sqlite3.SQLITE_FULL:
+            with contextlib.suppress(sqlite3.Error):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                found = connection.execute(
+                    "SELECT coalesce(max(row), 0), (SELECT releases FROM head) FROM journal"
+                ).fetchone()
+                self._unknown = found != (self.index.row, self.index.releases)
+        if not self._unknown:
+            self._make_room(connection)
+            return StorageFull(f"no room for the journal {self.path}; nothing was written, free some space")
+        return StoreUnavailable(
+            f"the journal {self.path} failed ({error}); what exists is read again before the next use"
+        )
+
+    def places(self, session_id: str, after_seq: int, bytes_max: int | None) -> list[Place]:
+        self._settled()
+        places = self.index.places(session_id, after_seq)
+        if bytes_max is not None:
+            payload_bytes = 0
+            for at, place in enumerate(places, 1):
+                payload_bytes += max(place.length - frames.CRC_BYTES, 0)
+                if payload_bytes >= bytes_max:
+                    places = places[:at]
+                    break
+        return places
+
+    def read(self, session_id: str, places: list[Place]) -> list[Record] | None:
+        """None where these events were released since the places were given out."""
+        connection = self._settled()
+        if not self.index.holds(session_id, places[0]):
+            return None
+        try:
+            return self._read(connection, session_id, places)
+        except Damaged:
+            if self.read_only and self._live:  # the owner beside us may have deleted their rows
+                self.refresh()
+                if not self.index.holds(session_id, places[0]):
+                    return None
+            raise
+
+    def _read(self, connection: sqlite3.Connection, session_id: str, places: list[Place]) -> list[Record]:
+        pieces = json.dumps([(place.row, place.offset + 1, place.length) for place in places])
+        try:
+            data = connection.execute(_READ, (pieces,)).fetchone()[0] or b""
+        except sqlite3.Error as error:
+            if primary_code(error) != sqlite3.SQLITE_CORRUPT:
+                raise self._translated(error) from error
+            if len(places) == 1:
+                raise self._damage(session_id, places[0]) from error
+            return [record for place in places for record in self._read(connection, session_id, [place])]
+        records: list[Record] = []
+        at = 0
+        for place in places:
+            payload = frames.payload_of(data[at : at + place.length], place.first_seq)
+            if payload is None:
+                raise self._damage(session_id, place)
+            count = place.last_seq - place.first_seq + 1
+            records.append(Record(session_id, place.first_seq, count, place.epoch, payload))
+            at += place.length
+        return records
+
+    def refresh(self) -> None:
+        if not self._live:
+            self.close()
+            self.index = JournalIndex()
+            self._live = self._unknown = True
+        connection = self._settled()
+        try:
+            self._scan(connection)
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
+
+    def idle(self) -> None:
+        if self._connection is not None and self._wal_bytes and not self._unknown:
+            self._write_back(self._connection)
+
+    @property
+    def _wal_bytes_max(self) -> int:
+        """How much is committed before the log is written back. At least a byte: an empty log is never too long."""
+        return (
+            WAL_BYTES_MAX
+            if self._reserve is None
+            else max(1, min(WAL_BYTES_MAX, self._reserve.log_bytes_max))
+        )
+
+    def _write_back(self, connection: sqlite3.Connection) -> None:
+        # A checkpoint that fails has lost nothing: the log keeps what is not written back, and the next one tries again.
+        try:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except sqlite3.Error as error:
+            if primary_code(error) == sqlite3.SQLITE_FULL:
+                self._make_room(connection)
+        self._wal_bytes = 0
+        if self._reserve is not None and self._owned:
+            self._reserve.make()
+
+    def _make_room(self, connection: sqlite3.Connection) -> None:
+        """The disk is full. The log is written back with the help of the reserve, and cut off; see reserve.py."""
+        if self._reserve is None:
+            return
+        self._reserve.give_up()
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute(
+                "PRAGMA busy_timeout = 0"
+            )  # a reader beside us keeps the log, and is not waited for
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._wal_bytes = 0
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
+        if self._owned:
+            self._reserve.take_back()
+
+    def _damage(self, session_id: str, place: Place) -> Missing:
+        return Missing(
+            session_id,
+            place.first_seq,
+            place.last_seq,
+            f"session {session_id}: events {place.first_seq} to {place.last_seq} in the journal {self.path} do not "
+            "carry their checksum; another copy may stand in the mirror, a snapshot or a segment",
+        )
+
+    def _translated(self, error: sqlite3.Error) -> StoreError:
+        if primary_code(error) in UNREADABLE:
+            return self._unreadable(str(error))
+        self._unknown = True
+        return StoreUnavailable(f"the journal {self.path} cannot be read ({error})")
+
+    def _unreadable(self, why: str) -> Damaged:
+        return Damaged(
+            f"the journal {self.path} cannot be read ({why}); put it and its -wal file back from a copy. To go on without it, "
+            "move both aside: sessions are then served as far as snapshots and segments hold them, and say what they lack"
+        )
+
+
+def _connection(path: Path, mode: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(uri(path, mode), uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+    connection.text_factory = _text
+    return connection
+
+
+def _text(data: bytes) -> str:
+    """Damaged text is told by its checksum, not by an error of the driver that costs the lines beside it, too."""
+    return data.decode("utf-8", "replace")
