@@ -4,7 +4,7 @@ While a commit is under way the next group gathers, so groups grow with the load
 streamed, mirrored or answered before its record is durable.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 import structlog
@@ -42,6 +42,7 @@ class CommitWriter:
     Args:
         publish: called with the records of a commit, in order, once they are durable and before anyone is answered.
         probe: appends an empty mark, to see whether a journal that refused takes records again.
+        room: returns while the journal is within its bound, waits a little for it to be so again, or raises StorageFull.
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class CommitWriter:
         kernel: Kernel,
         publish: Callable[[Sequence[Record]], None],
         probe: Callable[[], Record],
+        room: Callable[[], Awaitable[None]],
     ) -> None:
         self._journal = journal
         self._kernel = kernel
         self._publish = publish
         self._probe = probe
+        self._room = room
         self.refusing: StoreError | None = None
         self._commits = self._records = self._events = self._payload_bytes = self._refused = 0
 
@@ -80,6 +83,7 @@ class CommitWriter:
             try:
                 # What is in the journal's hands is finished, whoever is cancelled meanwhile.
                 with anyio.CancelScope(shield=True):
+                    await self._room()
                     await self._journal.append(records)
             except StoreUnavailable as error:
                 try:
@@ -139,6 +143,7 @@ class CommitWriter:
     async def _try_again(self) -> None:
         try:
             with anyio.CancelScope(shield=True):
+                await self._room()
                 await self._journal.append([self._probe()])
         except StoreError as error:
             self.refusing = error

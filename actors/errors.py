@@ -3,6 +3,9 @@
 The docstring's first paragraph is the default message. Attributes carry ids and numbers, so that nobody parses text.
 """
 
+from collections.abc import Sequence
+from datetime import datetime
+
 from attrs import frozen
 
 
@@ -54,6 +57,18 @@ class TooLarge(CallerError):
         self.limit = limit
 
 
+class InvalidSettings(CallerError):
+    """The settings cannot be used as they are. Raised before anything is started.
+
+    `problems` says of each mistake which setting it is, what it holds, where that comes from and what it may hold."""
+
+    code = "invalid_settings"
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
 class Rejected(CallerError):
     """The session's state forbids the command. Raised by `decide`; nothing has changed."""
 
@@ -81,6 +96,31 @@ class IllegalInStatus(Rejected):
             f"{command_type} is not legal while the session is {status}; legal now: {', '.join(legal) or 'nothing'}"
         )
         self.status = status
+
+
+class SessionSealed(Rejected):
+    """The session is sealed: nothing is added to it any more. `sealed_at` says since when."""
+
+    code = "sealed"
+    pointer = "/type"
+
+    def __init__(self, session_id: str, sealed_at: datetime) -> None:
+        super().__init__(
+            f"session {session_id} is sealed since {sealed_at.isoformat()}; record a new session"
+        )
+        self.sealed_at = sealed_at
+
+
+class NotSealed(Rejected):
+    """The session is not sealed yet, and only then may its facts change."""
+
+    code = "not_sealed"
+
+    def __init__(self, session_id: str, status: str) -> None:
+        super().__init__(
+            f"session {session_id} is {status} and not sealed, and its title and tags can be set once it is; end it, and send "
+            "session.seal"
+        )
 
 
 class AlreadyExists(Rejected):
@@ -139,6 +179,20 @@ class Quarantined(CallerError):
     """The message crashed its actor twice when run alone and was set aside; the actor goes on."""
 
     code = "quarantined"
+
+
+class SetAside(CallerError):
+    """The session has lost events and is read-only until a person accepts the loss. `first_seq` to `last_seq` are lost."""
+
+    code = "set_aside"
+
+    def __init__(self, session_id: str, first_seq: int, last_seq: int) -> None:
+        super().__init__(
+            f"events {first_seq} to {last_seq} of {session_id} are lost, so it is read-only; put the damaged files back "
+            f"from a copy and restart, or go on without them: `sojourn accept-loss {session_id}`"
+        )
+        self.first_seq = first_seq
+        self.last_seq = last_seq
 
 
 class DurabilityUnavailable(CallerError):
@@ -212,10 +266,28 @@ class Damaged(StoreError):
     code = "damaged"
 
 
+class Missing(Damaged):
+    """Events of a session are lost or damaged, and no other copy is known here.
+
+    `first_seq` and `last_seq` say which: at least those, and the first of them is."""
+
+    def __init__(self, session_id: str, first_seq: int, last_seq: int, message: str | None = None) -> None:
+        super().__init__(message or f"events {first_seq} to {last_seq} of {session_id} are missing or damaged")
+        self.session_id = session_id
+        self.first_seq = first_seq
+        self.last_seq = last_seq
+
+
 class UnusableFolder(StoreError):
     """The data folder cannot be used: not writable, not ours, or of a newer format."""
 
     code = "unusable_folder"
+
+
+class UnusableArchive(StoreError):
+    """The archive cannot be used: a wrong setting, no such bucket, or credentials or a right are missing. Nothing was done."""
+
+    code = "unusable_archive"
 
 
 class ObjectExists(StoreError):

@@ -1,7 +1,7 @@
 """Live readers: each sees every durable event once, in order, from any seq on, and none can slow a session down.
 
 The hub keeps a short tail of recent records for sessions that somebody watches. A reader pulls: from the tail while it
-keeps up, from the journal when it has fallen behind; so a slow reader costs no memory.
+keeps up, from the history when it has fallen behind; so a slow reader costs no memory.
 """
 
 from collections import deque
@@ -13,6 +13,7 @@ import anyio
 from attrs import define, field, frozen
 
 from ..actors.ports import Journal, Record
+from .recovery import History
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,10 +66,17 @@ class Subscription:
     """One reader's place."""
 
     def __init__(
-        self, hub: "LiveHub", journal: Journal, session_id: str, watched: _Watched, after: int
+        self,
+        hub: "LiveHub",
+        journal: Journal,
+        history: History,
+        session_id: str,
+        watched: _Watched,
+        after: int,
     ) -> None:
         self._hub = hub
         self._journal = journal
+        self._history = history
         self._session_id = session_id
         self._watched = watched
         self._news = anyio.Event()
@@ -83,11 +91,14 @@ class Subscription:
         while not self._hub.closed:
             # Looked at before the news are renewed: an event between the two would be missed otherwise.
             self._news = anyio.Event()
-            head = self._journal.heads().get(self._session_id, 0)
-            if self.after >= head:
+            head = self._journal.heads().get(self._session_id)
+            if head is not None and self.after >= head:
                 await self._news.wait()
                 continue
-            for record in await self._next_records():
+            records = await self._next_records()
+            if not records:  # handed over, and nothing follows
+                await self._news.wait()
+            for record in records:
                 for line in lines_of(record, self.after):
                     self.after = line.seq
                     yield line
@@ -98,15 +109,16 @@ class Subscription:
         # yet is durable, so it is read from the journal; waiting for it here would wait without giving way.
         if tail and tail[0].first_seq <= self.after + 1 and tail[-1].last_seq > self.after:
             return [record for record in tail if record.last_seq > self.after]
-        return await self._journal.read(self._session_id, self.after, bytes_max=HISTORY_BYTES_A_READ)
+        return await self._history.read(self._session_id, self.after, bytes_max=HISTORY_BYTES_A_READ)
 
 
 class LiveHub:
     """Who watches which session."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, history: History) -> None:
         self.closed = False
         self._journal = journal
+        self._history = history
         self._watched: dict[str, _Watched] = {}
 
     def close(self) -> None:
@@ -137,7 +149,7 @@ class LiveHub:
         watched = self._watched.get(session_id)
         if watched is None:
             watched = self._watched[session_id] = _Watched()
-        subscription = Subscription(self, self._journal, session_id, watched, after)
+        subscription = Subscription(self, self._journal, self._history, session_id, watched, after)
         watched.subscribers.add(subscription)
         try:
             yield subscription

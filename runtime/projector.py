@@ -81,7 +81,11 @@ class CatalogProjector:
         try:
             await self.flush()
         except StoreError as error:
-            log.warning("catalog.read_around", error=str(error))
+            log.warning(
+                "catalog.read_around",
+                error=str(error),
+                remedy="none is needed: lists come from the journal until it is caught up",
+            )
             ahead = {
                 row.session_id: row
                 for id_ in sorted(self._dirty)
@@ -94,7 +98,12 @@ class CatalogProjector:
             record = await self._read(session_id)
         except (Damaged, IntensityExceeded) as error:
             # One session that cannot be read keeps its old row, and the others are listed all the same.
-            log.error("catalog.row_left_as_it_was", session=session_id, error=str(error))
+            log.error(
+                "catalog.row_left_as_it_was",
+                session=session_id,
+                error=str(error),
+                remedy="lists show it as it was; `sojourn doctor` says what is damaged",
+            )
             return None
         return catalog_row(record) if record is not None else None
 
@@ -146,5 +155,6 @@ def _selects(query: CatalogQuery, row: CatalogRow) -> bool:
     return (
         (query.plan is None or row.plan == query.plan)
         and (query.status is None or row.status in query.status)
+        and (query.tier is None or row.tier in query.tier)
         and (query.before is None or place(row) < query.before)
     )

@@ -12,17 +12,23 @@ from typing import Any, Self
 
 import structlog
 
-from ..actors.errors import Damaged, NoSuchSession, UnusableFolder
-from ..actors.ports import CatalogQuery, CatalogRow
+from ..actors.errors import Damaged, Missing, NoSuchSession, UnusableFolder
+from ..actors.ports import Catalog, CatalogQuery, CatalogRow, Objects
 from ..actors.session.codec import public_state
 from ..actors.session.model import Limits
 from ..actors.session.record import complete_record, decode_record, public_record
+from .event_log import EventLog
+from .layout import snapshot_path
 from .live import Line, lines_of
 from .projector import catalog_row, merged_page, place
-from .recovery import Recovered, recover, snapshot_path
+from .rebuild import write_rows
+from .recovery import History, Recovered, Recovery
+from .shelves import Shelves
+from .stores.archive import archive_to_read
 from .stores.catalog_sqlite import SqliteCatalog
 from .stores.journal_sqlite import SqliteJournal
 from .stores.lock import check_format, owner_pid
+from .stores.memory import MemoryCatalog
 from .stores.objects_folder import FolderObjects
 
 log = structlog.get_logger("sojourn.reader")
@@ -37,18 +43,33 @@ class Reader:
     memory, so with a live owner this cannot tell more.
     """
 
-    def __init__(self, data_dir: Path, journal: SqliteJournal, catalog: SqliteCatalog | None) -> None:
+    def __init__(
+        self, data_dir: Path, journal: SqliteJournal, catalog: Catalog | None, archive: Objects
+    ) -> None:
         self._data_dir = data_dir
         self._journal = journal
         self._catalog = catalog
-        self._objects = FolderObjects(data_dir)
+        shelves = Shelves(journal=journal, catalog=catalog, recent=FolderObjects(data_dir), archive=archive)
+        event_log = EventLog(journal, shelves)
+        self._behind: dict[str, int] = {}
+        self._recovery = Recovery(
+            journal=journal,
+            event_log=event_log,
+            shelves=shelves,
+            limits=Limits(),
+            known_heads=self._behind,
+        )
+        self._history = History(event_log, self._recovery)
         self._ahead: dict[str, CatalogRow] = {}
         self._last: Recovered | None = None
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, data_dir: Path) -> AsyncIterator[Self]:
+    async def open(cls, data_dir: Path, *, archive: str | None = None) -> AsyncIterator[Self]:
         """A reader of `data_dir`, closed on exit.
+
+        Args:
+            archive: as in the settings.
 
         Raises:
             UnusableFolder: there is no such folder, or it holds no sessions, or a newer format.
@@ -64,13 +85,17 @@ class Reader:
         async with AsyncExitStack() as stack:
             journal = await SqliteJournal.open(journal_path, read_only=True)
             stack.push_async_callback(journal.close)
-            catalog: SqliteCatalog | None = None
-            # The catalog is a projection: where it is gone or damaged, the journal tells the same, more slowly.
+            archived = await stack.enter_async_context(archive_to_read(archive, data_dir))
+            catalog: Catalog | None = None
+            # The catalog is a projection: where it is gone or damaged, journal and manifests tell the same, more slowly.
             if catalog_path.exists():
                 with suppress(Damaged):
                     catalog = await SqliteCatalog.open(catalog_path, read_only=True)
                     stack.push_async_callback(catalog.close)
-            yield cls(data_dir, journal, catalog)
+            if catalog is None:
+                catalog, recent = MemoryCatalog(), FolderObjects(data_dir)
+                await write_rows(catalog, journal=journal, recent=recent, archive=archived, with_active=False)
+            yield cls(data_dir, journal, catalog, archived)
 
     async def refresh(self) -> None:
         """Take in what was committed since."""
@@ -79,9 +104,13 @@ class Reader:
     async def record(self, session_id: str) -> dict[str, Any]:
         """The public record. Raises NoSuchSession, Damaged."""
         row = await self._catalog.get(session_id) if self._catalog is not None else None
-        if row is not None and row.seq >= self._journal.heads().get(session_id, 0):
+        head = self._journal.heads().get(session_id)
+        if row is not None and (head is None or row.seq == head):
             return self._complete(decode_record(row.record))
-        return self._complete(_public(await self._recover(session_id)))
+        if row is not None and row.seq > (head or 0):
+            self._behind[session_id] = row.seq  # the journal has lost its end
+        recovered = await self._recover(session_id)
+        return self._complete(_public(recovered), recovered.missing)
 
     async def state(self, session_id: str) -> tuple[int, bytes]:
         """Seq and state, as canonical JSON. Raises NoSuchSession, Damaged."""
@@ -90,11 +119,13 @@ class Reader:
 
     async def events(self, session_id: str, *, after: int = 0) -> AsyncIterator[Line]:
         """The events above `after` that are there. Raises NoSuchSession, Damaged."""
-        head = self._journal.heads().get(session_id)
-        if head is None:
+        head = await self._history.head(session_id)
+        if head == 0:
             raise NoSuchSession(session_id)
         while after < head:
-            records = await self._journal.read(session_id, after, bytes_max=EVENTS_BYTES_A_READ)
+            records = await self._history.read(session_id, after, bytes_max=EVENTS_BYTES_A_READ)
+            if not records:
+                raise Missing(session_id, after + 1, head)
             for record in records:
                 for line in lines_of(record, after):
                     yield line
@@ -135,7 +166,12 @@ class Reader:
                     row = catalog_row(_public(await self._recover(session_id)))
                 except Damaged as error:
                     # The others are listed all the same; this one as the catalog has it, if it does.
-                    log.warning("session.damaged", session=session_id, error=str(error))
+                    log.warning(
+                        "session.damaged",
+                        session=session_id,
+                        error=str(error),
+                        remedy="the others are listed; `sojourn doctor` says what is damaged",
+                    )
                     continue
             ahead[session_id] = row
         self._ahead = ahead
@@ -145,17 +181,18 @@ class Reader:
         # The last one is kept, for whoever asks for record and state: folding 100,000 events takes seconds.
         last = self._last
         head = self._journal.heads().get(session_id, 0)
-        if last is None or last.state.session_id != session_id or last.state.seq < head:
+        if last is None or last.missing or last.state.session_id != session_id or last.state.seq < head:
             self._last = None  # or two states would be held at once
-            last = await recover(session_id, journal=self._journal, objects=self._objects, limits=Limits())
+            last = await self._recovery.recover(session_id)
             if last.state.header is None:
                 raise NoSuchSession(session_id)
             self._last = last
         return last
 
-    def _complete(self, record: dict[str, Any]) -> dict[str, Any]:
+    def _complete(self, record: dict[str, Any], missing: tuple[int, int] | None = None) -> dict[str, Any]:
         return complete_record(
             record,
+            missing=missing,
             now=datetime.now(UTC),
             last_sign_at=None,
             owner_alive=owner_pid(self._data_dir) is not None,

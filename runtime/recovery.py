@@ -1,91 +1,207 @@
-"""A session's state from what is stored: the newest valid snapshot, else the older one, then the journal above it."""
+"""A session's state from what is stored: the newest valid snapshot, else the older one, then the events above it."""
 
-import hashlib
+from collections.abc import Mapping
 
 import structlog
+from anyio.lowlevel import checkpoint
 from attrs import frozen
 
-from ..actors.errors import Damaged
-from ..actors.ports import Journal, Objects
+from ..actors.errors import Damaged, Missing
+from ..actors.ports import Journal, Objects, Record
 from ..actors.session.codec import decode_events, decode_snapshot
 from ..actors.session.core import apply
 from ..actors.session.model import Limits, SessionState
+from .event_log import EventLog
+from .layout import session_folder, snapshot_seq
+from .segments import unpack
+from .shelves import Shelves
 
 log = structlog.get_logger("sojourn.recovery")
 
-SNAPSHOTS_KEPT = 2
-READ_BYTES = 4 * 1024 * 1024
+READ_BYTES = 256 * 1024
+EVENTS_A_SLICE = 200  # some 2 ms: others go on while a long history is folded
+SNAPSHOT_BYTES_MAX = 512 * 1024 * 1024
 
 
 @frozen(kw_only=True)
 class Recovered:
-    """A state, the epoch of its last record, and the seq of the snapshot it began with (0: none)."""
+    """A state, the epoch of its last record, and the seq of the snapshot it began with (0: none).
+
+    `missing` are the first and last seq of events that are lost and were not accepted as such; then `state` stands
+    before the first of them, or is a snapshot from behind them, and nothing may be added to it.
+    """
 
     state: SessionState
     epoch: int
     snapshot_seq: int
+    missing: tuple[int, int] | None = None
 
 
-def session_folder(session_id: str) -> str:
-    """The folder of a session's objects, spread over 256 so that none grows long."""
-    return f"sessions/{hashlib.sha256(session_id.encode()).hexdigest()[:2]}/{session_id}"
+class Recovery:
+    """Reads sessions back, of every tier.
+
+    Args:
+        known_heads: how far sessions are known to have come by what is no part of their history (the catalog's rows,
+            where they are ahead of the journal): a session that ends below has lost its end.
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        event_log: EventLog,
+        shelves: Shelves,
+        limits: Limits,
+        known_heads: Mapping[str, int],
+    ) -> None:
+        self._journal = journal
+        self._event_log = event_log
+        self._shelves = shelves
+        self._limits = limits
+        self._known_heads = known_heads
+
+    async def recover(self, session_id: str, *, losses_accepted: bool = False) -> Recovered:
+        """The state at the session's end; seq 0 for a session that is not there.
+
+        Args:
+            losses_accepted: fold on behind lost events, as after `sojourn accept-loss`.
+
+        Raises:
+            Damaged: nothing of it can be read; or its creation is lost, and no snapshot holds it.
+            StoreUnavailable: the disk did not answer.
+        """
+        shelf = await self._shelves.find(session_id)
+        state, epoch, snapshot = await self._newest_snapshot(session_id, shelf.objects)
+        end = max(shelf.seq, self._known_heads.get(session_id, 0), snapshot)
+        holes = [] if snapshot == 0 else await self._below(session_id, snapshot)
+        epoch, found = await self._fold(state, epoch, end)
+        # Looked at last: the event that accepts a loss comes behind it.
+        holes = [hole for hole in holes if not _accepted(hole, state)]
+        found = [hole for hole in found if not _accepted(hole, state)]
+        holes += found
+        if holes and not losses_accepted:
+            first = holes[0]
+            if found and first == found[0]:  # the state before it, and nothing of what came after
+                state, epoch, snapshot = await self._newest_snapshot(session_id, shelf.objects)
+                epoch, _ = await self._fold(state, epoch, first[0] - 1)
+            log.error(
+                "session.set_aside",
+                session=session_id,
+                first_seq=first[0],
+                last_seq=holes[-1][1],
+                remedy=f"put the files back from a copy, or `sojourn accept-loss {session_id}`",
+            )
+        if state.header is None and (holes or end):
+            raise Damaged(
+                f"the creation of {session_id} is lost, and no snapshot of it can be read; put {session_folder(session_id)} or "
+                "the journal back from a copy"
+            )
+        missing = (holes[0][0], holes[-1][1]) if holes else None
+        return Recovered(state=state, epoch=epoch, snapshot_seq=snapshot, missing=missing)
+
+    async def _fold(self, state: SessionState, epoch: int, end: int) -> tuple[int, list[tuple[int, int]]]:
+        """Applies the events up to `end`, and beyond where there are more in the record that holds it. Lost ones are left
+        out. Returns the last record's epoch and the holes."""
+        holes: list[tuple[int, int]] = []
+        limits = self._limits
+        while state.seq < end:
+            try:
+                records = await self._event_log.read(state.session_id, state.seq, bytes_max=READ_BYTES)
+                missing = None if records else (state.seq + 1, end)
+            except Missing as error:
+                missing = (error.first_seq, error.last_seq)
+            if missing is not None:
+                holes.append(missing)
+                state.seq = missing[1]
+                if state.header is None:
+                    break  # nothing can be folded without the creation
+                continue
+            for record in records:
+                for event in decode_events(record.payload, state.seq):
+                    if event.seq > end:
+                        return epoch, holes
+                    apply(state, event, limits=limits)
+                    if not event.seq % EVENTS_A_SLICE:
+                        await checkpoint()
+                epoch = record.epoch
+        return epoch, holes
+
+    async def _below(self, session_id: str, snapshot: int) -> list[tuple[int, int]]:
+        """Events below a snapshot that neither a segment nor the journal holds, by their names and heads alone: damage
+        within them shows when they are read."""
+        released = self._journal.released(session_id)
+        head = self._journal.heads().get(session_id, 0)
+        if released == 0 and head >= snapshot:
+            return []  # nothing has left the journal
+        spans = [(s.first_seq, s.last_seq) for s in await self._event_log.segments(session_id)]
+        if head > released:
+            spans.append((released + 1, head))
+        holes, at = [], 1
+        for first_seq, last_seq in sorted(spans):
+            if first_seq > at:
+                holes.append((at, min(first_seq - 1, snapshot)))
+            at = max(at, last_seq + 1)
+            if at > snapshot:
+                break
+        if at <= snapshot:
+            holes.append((at, snapshot))
+        return [hole for hole in holes if hole[0] <= hole[1]]
+
+    async def _newest_snapshot(self, session_id: str, objects: Objects) -> tuple[SessionState, int, int]:
+        for name in await snapshot_names(objects, session_id):
+            try:
+                data = await objects.get(name)
+                snapshot = decode_snapshot(
+                    unpack(data, SNAPSHOT_BYTES_MAX) if name.endswith(".zst") else data
+                )
+                if (snapshot.session_id, snapshot.seq) != (session_id, snapshot_seq(name)):
+                    raise Damaged(f"it holds seq {snapshot.seq} of {snapshot.session_id}")
+            except Damaged as error:
+                log.error(
+                    "snapshot.damaged",
+                    session=session_id,
+                    name=name,
+                    error=str(error),
+                    remedy="the older one is used, or the events themselves",
+                )
+                continue
+            return snapshot.state, snapshot.epoch, snapshot.seq
+        return SessionState(session_id=session_id), 0, 0
 
 
-def snapshot_name(session_id: str, seq: int) -> str:
-    """Sorts by seq."""
-    return f"{session_folder(session_id)}/snapshot-{seq:012d}.json"
+class History:
+    """Reads a session's events as `EventLog` does, but goes on behind a loss that a person has accepted: the record after
+    it begins above the hole."""
 
+    def __init__(self, event_log: EventLog, recovery: Recovery) -> None:
+        self._event_log = event_log
+        self._recovery = recovery
 
-def snapshot_path(session_id: str, seq: int) -> str | None:
-    """Where the public record says the snapshot lies, in the data folder; None for seq 0: there is none."""
-    return snapshot_name(session_id, seq) if seq else None
+    async def head(self, session_id: str) -> int:
+        """The session's last seq, as journal or catalog knows it; 0 for one that is not there."""
+        return await self._event_log.head(session_id)
+
+    async def read(
+        self, session_id: str, after_seq: int = 0, *, bytes_max: int | None = None
+    ) -> list[Record]:
+        """See EventLog.read. Raises Missing for a loss that was not accepted."""
+        try:
+            return await self._event_log.read(session_id, after_seq, bytes_max=bytes_max)
+        except Missing as missing:
+            hole = (missing.first_seq, missing.last_seq)
+            recovered = await self._recovery.recover(session_id)
+            if not _accepted(hole, recovered.state):
+                raise
+            return await self.read(session_id, missing.last_seq, bytes_max=bytes_max)
 
 
 async def snapshot_names(objects: Objects, session_id: str) -> list[str]:
     """A session's snapshots, newest first."""
-    names = [name async for name in objects.list(session_folder(session_id)) if "/snapshot-" in name]
-    return sorted(names, reverse=True)
+    names = [
+        name async for name in objects.list(session_folder(session_id)) if snapshot_seq(name) is not None
+    ]
+    return sorted(names, key=lambda name: snapshot_seq(name) or 0, reverse=True)
 
 
-async def recover(session_id: str, *, journal: Journal, objects: Objects, limits: Limits) -> Recovered:
-    """The state at the journal's head; seq 0 for a session that is not there.
-
-    Raises:
-        Damaged: no valid snapshot reaches the journal's first record, a record between is damaged, or the journal ends
-            below the snapshot.
-    """
-    state, epoch, snapshot_seq = await _newest_snapshot(session_id, objects)
-    head = journal.heads().get(session_id, 0)
-    if state.seq > head:
-        raise Damaged(
-            f"the journal of {session_id} ends at event {head}, its snapshot stands at {state.seq}: the journal has lost its "
-            "end, or is an older copy; put back the one that belongs to this folder"
-        )
-    while state.seq < head:
-        records = await journal.read(session_id, state.seq, bytes_max=READ_BYTES)
-        if not records:
-            raise Damaged(f"events {state.seq + 1} to {head} of {session_id} are missing")
-        for record in records:
-            if record.first_seq > state.seq + 1:
-                raise Damaged(f"events {state.seq + 1} to {record.first_seq - 1} of {session_id} are missing")
-            for event in decode_events(record.payload, state.seq):
-                apply(state, event, limits=limits)
-            epoch = record.epoch
-    return Recovered(state=state, epoch=epoch, snapshot_seq=snapshot_seq)
-
-
-async def _newest_snapshot(session_id: str, objects: Objects) -> tuple[SessionState, int, int]:
-    for name in await snapshot_names(objects, session_id):
-        try:
-            snapshot = decode_snapshot(await objects.get(name))
-        except Damaged as error:
-            log.error(
-                "snapshot.damaged",
-                session=session_id,
-                name=name,
-                error=str(error),
-                remedy="the older one is used",
-            )
-            continue
-        return snapshot.state, snapshot.epoch, snapshot.seq
-    return SessionState(session_id=session_id), 0, 0
+def _accepted(hole: tuple[int, int], state: SessionState) -> bool:
+    return any(loss.first_seq <= hole[0] and hole[1] <= loss.last_seq for loss in state.losses)

@@ -1,10 +1,9 @@
 """The embeddable runtime: one process that owns a data folder and keeps its sessions alive."""
 
 import secrets
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -12,7 +11,16 @@ import structlog
 from attrs import frozen
 
 from ..actors.commit import CommitStatistics, CommitWriter
-from ..actors.errors import CallerError, DurabilityUnavailable, NoSuchSession, NotOpen
+from ..actors.errors import (
+    CallerError,
+    Damaged,
+    DurabilityUnavailable,
+    Missing,
+    NoSuchSession,
+    NotOpen,
+    SessionSealed,
+    SetAside,
+)
 from ..actors.kernel.actor import Actor, ActorContext, ActorSpec
 from ..actors.kernel.driver import Driver
 from ..actors.kernel.mailbox import MailboxLimits
@@ -21,62 +29,58 @@ from ..actors.kernel.scheduler import Kernel
 from ..actors.kernel.statistics import KernelStatistics
 from ..actors.kernel.supervisor import ChildStatistics, Supervisor
 from ..actors.ports import (
-    Catalog,
     CatalogQuery,
     Clock,
-    Journal,
     JournalStatistics,
-    Objects,
     Record,
     RecordKind,
 )
 from ..actors.session.actor import (
+    AcceptLoss,
     Batch,
     Done,
     Read,
     SessionActor,
+    SetAsideActor,
     Surroundings,
     read_both,
     read_copy,
     read_record,
     read_state,
 )
-from ..actors.session.commands import ENDING_COMMANDS, Command
+from ..actors.session.commands import ENDING_COMMANDS, Command, Seal
 from ..actors.session.ids import new_session_id, session_id_for
 from ..actors.session.model import Ack, SessionState
 from ..actors.session.record import LOST_AFTER_S, complete_record, decode_record, public_record
+from ..actors.tiering.actor import (
+    TIERING,
+    Ended,
+    Look,
+    Sealed,
+    TieringActor,
+    TieringStatistics,
+)
+from ..actors.tiering.core import TieringLimits
+from .compactor import CompactionStatistics, Compactor
+from .event_log import EventLog
+from .facts import KEEP, Keep
+from .layout import snapshot_path
 from .live import Line, LiveHub, LiveStatistics, lines_of
+from .opening import Stores, SystemClock, open_stores
 from .projector import CatalogProjector
-from .recovery import recover, snapshot_path
+from .recovery import History, Recovery
 from .settings import Settings
+from .shelves import ACTIVE, Shelves
 from .snapshots import Snapshotter
-from .stores.lock import FolderLock
+from .tiering import Tiering, archive_place, look_every_s
 from .tree import runtime_tree
 
 log = structlog.get_logger("sojourn.runtime")
 
 HISTORY_BYTES_A_READ = 1024 * 1024
+COPY_WAIT_S = 0.5
+SEAL = "session.seal"
 _APPLIED, _MIRRORED = Ack.APPLIED, Ack.MIRRORED
-
-
-class SystemClock:
-    """The machine's clocks. See ports.Clock."""
-
-    def now(self) -> datetime:
-        return datetime.now(UTC)
-
-    monotonic = staticmethod(
-        time.monotonic
-    )  # read several times a command: a method around it costs as much again
-
-
-@frozen(kw_only=True)
-class Stores:
-    """What a runtime keeps its data in."""
-
-    journal: Journal
-    catalog: Catalog
-    objects: Objects
 
 
 @frozen(kw_only=True)
@@ -91,6 +95,8 @@ class RuntimeStatistics:
     children: tuple[ChildStatistics, ...]
     catalog_behind: int
     snapshots_written: int
+    compaction: CompactionStatistics
+    tiering: TieringStatistics
 
 
 class Runtime:
@@ -106,7 +112,21 @@ class Runtime:
         self._clock = clock
         self._journal = stores.journal
         self._catalog = stores.catalog
-        self._objects = stores.objects
+        self._behind: dict[str, int] = {}
+        self._accepting: set[str] = set()
+        self._set_aside: dict[str, tuple[int, int]] = {}
+        shelves = self._shelves = Shelves(
+            journal=stores.journal, catalog=stores.catalog, recent=stores.objects, archive=stores.archive
+        )
+        event_log = EventLog(stores.journal, shelves)
+        self._recovery = Recovery(
+            journal=stores.journal,
+            event_log=event_log,
+            shelves=shelves,
+            limits=settings.limits,
+            known_heads=self._behind,
+        )
+        self._history = History(event_log, self._recovery)
         self._around = Surroundings(epoch=epoch, limits=settings.limits, now=clock.now())
         self._park = parking()
         self._kernel = Kernel(
@@ -121,22 +141,53 @@ class Runtime:
             starts_max=settings.recoveries_max,
             before_step=self._read_clock,
         )
-        self._hub = LiveHub(stores.journal)
+        self._hub = LiveHub(stores.journal, self._history)
         self._projector = CatalogProjector(stores.catalog, self._stored_record)
         self._snapshotter = Snapshotter(
             journal=stores.journal,
-            objects=stores.objects,
+            shelves=shelves,
             epoch=epoch,
-            copy=lambda session_id: self._look(session_id, read_copy()),
+            copy=self._copy,
             interval_s=settings.snapshot_interval_s,
             journal_bytes_min=settings.snapshot_journal_bytes_min,
         )
-        self._writer = CommitWriter(stores.journal, self._kernel, self._publish, self._epoch_mark)
+        self._compactor = Compactor(
+            journal=stores.journal,
+            event_log=event_log,
+            history=self._history,
+            shelves=shelves,
+            snapshotter=self._snapshotter,
+            bytes_max=settings.journal_bytes_max,
+        )
+        self._tiering = Tiering(
+            journal=stores.journal,
+            catalog=stores.catalog,
+            shelves=shelves,
+            event_log=event_log,
+            history=self._history,
+            recovery=self._recovery,
+            clock=clock,
+            seal=self._seal,
+            moved=self._has_moved,
+            archive_at=archive_place(settings.archive),
+            recent_days=settings.recent_days,
+            seal_after_s=settings.seal_after_s,
+        )
+        self._tiering_actor: TieringActor | None = None
+        self._kernel.spawn(
+            TIERING,
+            # What does not fit into its mailbox is found again by its next look at the catalog.
+            ActorSpec(start=self._start_tiering, mailbox=MailboxLimits(messages_max=10_000)),
+        )
+        self._writer = CommitWriter(
+            stores.journal, self._kernel, self._publish, self._epoch_mark, self._compactor.room
+        )
         self._tree: Supervisor = runtime_tree(
             commit=self._writer.run,
             kernel=Driver(self._kernel).run,
             catalog=self._projector.run,
             snapshots=self._snapshotter.run,
+            compaction=self._compactor.run,
             passivation=self._passivate_idle,
         )
         self._opened_at = self._last_end_at = clock.monotonic()
@@ -152,22 +203,8 @@ class Runtime:
             UnusableFolder: it cannot be written, or is of a newer format. Nothing was changed.
             StaleEpoch: out of the context: another process has taken the folder over, and this one must stop.
         """
-        # Imported here: drivers cost a third of the import time, and `sojourn.runtime` is imported for its names too.
-        from .stores.catalog_sqlite import SqliteCatalog
-        from .stores.journal_sqlite import SqliteJournal
-        from .stores.objects_folder import FolderObjects
-
-        folder = settings.data_dir
-        async with AsyncExitStack() as stack:
-            stack.callback(FolderLock.acquire(folder).release)
-            journal = await SqliteJournal.open(folder / "journal.db")
-            stack.push_async_callback(journal.close)
-            catalog = await SqliteCatalog.open(folder / "catalog.db")
-            stack.push_async_callback(catalog.close)
-            objects = FolderObjects(folder)
-            await objects.sweep()
-            stores = Stores(journal=journal, catalog=catalog, objects=objects)
-            yield await stack.enter_async_context(cls.over(settings, stores, SystemClock()))
+        async with open_stores(settings) as stores, cls.over(settings, stores, SystemClock()) as runtime:
+            yield runtime
 
     @classmethod
     @asynccontextmanager
@@ -184,6 +221,7 @@ class Runtime:
                 await started.wait()
                 await runtime._catch_up_catalog()
                 runtime.is_open = True
+                runtime._kernel.tell_or_bury(TIERING, Look(sweep=True))
                 try:
                     yield runtime
                 finally:
@@ -219,8 +257,10 @@ class Runtime:
         done: Done = await self._send(session_id, command, ack, None, size_bytes)
         if not done.duplicate:
             self._signs[session_id] = self._kernel.now
-        # Not by `record`: with an early answer the journal may not know the session yet.
-        record = await self._look(session_id, read_record(self.epoch, self._snapshotter.path(session_id)))
+        record = await self._moved_record(session_id) if done.duplicate else None
+        if record is None:
+            # Not by `record`: with an early answer the journal may not know the session yet.
+            record = await self._look(session_id, read_record(self.epoch, self._snapshotter.path(session_id)))
         return self._completed(record), done.duplicate
 
     async def ask(
@@ -248,7 +288,9 @@ class Runtime:
             await self._must_exist(session_id)
         done: Done = await self._send(session_id, command, ack, deadline_s, size_bytes)
         if command.type in ENDING_COMMANDS:
-            self._ended(session_id)
+            self._ended(session_id, Ended(session_id))
+        elif command.type == SEAL:
+            self._ended(session_id, Sealed(session_id))
         else:
             self._signs[session_id] = self._kernel.now  # fresh: it has just stepped to answer us
         return done
@@ -269,12 +311,15 @@ class Runtime:
         answers: list[Done | CallerError] = await self._send(
             session_id, Batch(commands), ack, deadline_s, size_bytes
         )
-        ended = any(
-            isinstance(command, Command) and command.type in ENDING_COMMANDS and isinstance(answer, Done)
+        done = {
+            command.type
             for command, answer in zip(commands, answers, strict=True)
-        )
-        if ended:
-            self._ended(session_id)
+            if isinstance(command, Command) and isinstance(answer, Done)
+        }
+        if SEAL in done:
+            self._ended(session_id, Sealed(session_id))
+        elif done & ENDING_COMMANDS:
+            self._ended(session_id, Ended(session_id))
         else:
             self._signs[session_id] = self._kernel.now
         return answers
@@ -302,11 +347,80 @@ class Runtime:
             early=ack is _APPLIED,
         )
 
+    async def accept_loss(self, session_id: str) -> Done:
+        """Go on without the events that a set-aside session has lost: `history.lost` says which, for ever.
+
+        Returns:
+            Its seq; `duplicate` where the session has lost nothing.
+
+        Raises:
+            NoSuchSession: there is none.
+            Damaged: so much is lost that no state can be made of the rest; or the session was handed over.
+        """
+        await self._must_exist(session_id)
+        if session_id not in self._journal.heads():
+            raise Damaged(
+                f"session {session_id} was handed over, and nothing is added to it: what it has lost can only be put back, "
+                "from a copy of its folder"
+            )
+        recovered = await self._recovery.recover(session_id)
+        if recovered.missing is None:
+            return Done(recovered.state.seq, True)
+        first_seq, last_seq = recovered.missing
+        async with self._shelves.alone(session_id):
+            if self._journal.heads().get(session_id, 0) < last_seq:
+                await self._compactor.write_segments(session_id, over_holes=True)
+                await self._journal.release({session_id: last_seq})
+            self._accepting.add(session_id)
+            try:
+                await self._drop(session_id)
+                done: Done = await self._kernel.ask(
+                    session_id,
+                    AcceptLoss(first_seq, last_seq),
+                    self._park(),
+                    deadline_s=self.settings.ask_deadline_s,
+                    control=True,
+                )
+            finally:
+                self._accepting.discard(session_id)
+            self._behind.pop(session_id, None)
+            self._set_aside.pop(session_id, None)
+        log.warning(
+            "session.loss_accepted",
+            session=session_id,
+            first_seq=first_seq,
+            last_seq=last_seq,
+            remedy="none is needed: a person asked for it",
+        )
+        return done
+
+    async def set_facts(
+        self,
+        session_id: str,
+        *,
+        title: str | Keep | None = KEEP,
+        tags: Sequence[str] | Keep | None = KEEP,
+    ) -> dict[str, Any]:
+        """Change what may change of a sealed session; None: as it was recorded. Durable on return.
+
+        Returns:
+            Its public record.
+
+        Raises:
+            InvalidCommand: a value is over its limit; nothing was changed.
+            NoSuchSession: there is none.
+            NotSealed: it is not sealed yet.
+        """
+        await self._must_exist(session_id)
+        return self._completed(await self._tiering.set_facts(session_id, title, tags))
+
     # -- reading ---------------------------------------------------------------------------------------------------
 
     async def record(self, session_id: str) -> dict[str, Any]:
         """The public record. Raises NoSuchSession."""
         await self._must_exist(session_id)
+        if (moved := await self._moved_record(session_id)) is not None:
+            return self._completed(moved)
         return self._completed(
             await self._look(session_id, read_record(self.epoch, self._snapshotter.path(session_id)))
         )
@@ -320,17 +434,21 @@ class Runtime:
     async def snapshot(self, session_id: str) -> tuple[dict[str, Any], int, bytes]:
         """(public record, seq, state as canonical JSON), all of one moment. Raises NoSuchSession."""
         await self._must_exist(session_id)
+        moved = await self._moved_record(session_id)
         record, seq, state = await self._look(
             session_id, read_both(self.epoch, self._snapshotter.path(session_id))
         )
-        return self._completed(record), seq, state
+        return self._completed(moved or record), seq, state
 
     async def events(self, session_id: str, *, after: int = 0) -> AsyncGenerator[Line]:
         """The durable events above `after` that are there now, read page by page. Raises NoSuchSession at the first."""
         await self._must_exist(session_id)
-        head = self._journal.heads().get(session_id, 0)
+        head = await self._history.head(session_id)
         while after < head:
-            for record in await self._journal.read(session_id, after, bytes_max=HISTORY_BYTES_A_READ):
+            records = await self._history.read(session_id, after, bytes_max=HISTORY_BYTES_A_READ)
+            if not records:
+                raise Missing(session_id, after + 1, head)
+            for record in records:
                 for line in lines_of(record, after):
                     after = line.seq
                     yield line
@@ -360,6 +478,8 @@ class Runtime:
             children=self._tree.statistics(),
             catalog_behind=self._projector.behind,
             snapshots_written=self._snapshotter.written,
+            compaction=self._compactor.statistics(),
+            tiering=self._tiering_actor.statistics() if self._tiering_actor else TieringStatistics(),
         )
 
     def readiness(self) -> dict[str, str]:
@@ -392,6 +512,13 @@ class Runtime:
         if session_id not in self._journal.heads() and await self._catalog.get(session_id) is None:
             raise NoSuchSession(session_id)
 
+    async def _moved_record(self, session_id: str) -> dict[str, Any] | None:
+        """The record of a session that was handed over; None for one that is active, or not there."""
+        if session_id in self._journal.heads():
+            return None
+        row = await self._catalog.get(session_id)
+        return decode_record(row.record) if row is not None and row.tier != ACTIVE else None
+
     def _look(self, session_id: str, read: Read) -> Parked:
         """A read overtakes what waits to change, and is answered while the journal refuses changes."""
         return self._kernel.ask(
@@ -399,14 +526,31 @@ class Runtime:
         )
 
     async def _start_session(self, context: ActorContext) -> Actor:
-        recovered = await self._recover(context.actor_id)
-        self._snapshotter.recovered(context.actor_id, recovered.snapshot_seq)
+        session_id = context.actor_id
+        recovered = await self._recovery.recover(session_id, losses_accepted=session_id in self._accepting)
+        self._snapshotter.recovered(session_id, recovered.snapshot_seq)
+        if recovered.missing is not None and session_id not in self._accepting:
+            self._set_aside[session_id] = recovered.missing
+            return SetAsideActor(recovered.state, recovered.missing)
         return SessionActor(recovered.state, self._around)
 
-    async def _recover(self, session_id: str) -> Any:
-        return await recover(
-            session_id, journal=self._journal, objects=self._objects, limits=self.settings.limits
-        )
+    async def _copy(self, session_id: str) -> SessionState:
+        """For a snapshot. A session that is not in memory is read without bringing it there. One whose commit waits for
+        room in the journal cannot answer before compaction has made some: it is read from what is stored."""
+        if session_id in self._kernel.cells:
+            with anyio.move_on_after(COPY_WAIT_S):
+                copy: SessionState = await self._look(session_id, read_copy())
+                return copy
+        recovered = await self._recovery.recover(session_id)
+        if recovered.missing is not None:
+            raise SetAside(session_id, *recovered.missing)
+        return recovered.state
+
+    async def _drop(self, session_id: str) -> None:
+        """The session leaves memory once it rests; its next message reads it anew."""
+        while session_id in self._kernel.cells and not self._kernel.passivate(session_id):
+            await anyio.sleep(0.01)
+        self._snapshotter.forget(session_id)
 
     def _read_clock(self) -> None:
         self._around.now = self._clock.now()
@@ -416,16 +560,23 @@ class Runtime:
         session_ids = [record.session_id for record in records]
         self._projector.mark(session_ids)
         self._snapshotter.mark(session_ids)
+        self._compactor.notice()
 
     def _epoch_mark(self) -> Record:
         return Record("", 0, 0, self.epoch, b"", RecordKind.EPOCH)
 
     async def _catch_up_catalog(self) -> None:
         rows = await self._catalog.heads()
-        self._projector.mark([id_ for id_, seq in self._journal.heads().items() if rows.get(id_, 0) < seq])
+        heads = self._journal.heads()
+        self._projector.mark([id_ for id_, seq in heads.items() if rows.get(id_, 0) < seq])
+        # Where the catalog is ahead, the journal has lost its end.
+        self._behind.update({id_: seq for id_, seq in rows.items() if id_ in heads and heads[id_] < seq})
 
     async def _stored_record(self, session_id: str) -> dict[str, Any] | None:
-        """For the catalog. A session that is not in memory is read without bringing it there."""
+        """For the catalog. A session that is not in memory is read without bringing it there. One that was handed over has
+        its row from there."""
+        if session_id not in self._journal.heads():
+            return None
         if session_id in self._kernel.cells:
             record: dict[str, Any] = await self._look(
                 session_id, read_record(self.epoch, self._snapshotter.path(session_id))
@@ -433,8 +584,8 @@ class Runtime:
             if record["ended_at"] is not None:
                 self._signs.pop(session_id, None)  # a late line of an ended session is no sign of life
             return record
-        recovered = await self._recover(session_id)
-        state: SessionState = recovered.state
+        recovered = await self._recovery.recover(session_id)
+        state = recovered.state
         if state.header is None:
             return None
         path = snapshot_path(session_id, recovered.snapshot_seq)
@@ -446,11 +597,38 @@ class Runtime:
         if record["ended_at"] is None:
             silent_s = self._clock.monotonic() - self._signs.get(record["session_id"], self._opened_at)
             last_sign_at = max(last_sign_at, now - timedelta(seconds=silent_s))
-        return complete_record(record, now=now, last_sign_at=last_sign_at, owner_alive=True)
+        return complete_record(
+            record,
+            now=now,
+            last_sign_at=last_sign_at,
+            owner_alive=True,
+            missing=self._set_aside.get(record["session_id"]),
+        )
 
-    def _ended(self, session_id: str) -> None:
+    def _ended(self, session_id: str, news: Ended | Sealed) -> None:
         self._last_end_at = self._clock.monotonic()
         self._signs.pop(session_id, None)
+        self._kernel.tell_or_bury(TIERING, news)
+
+    async def _seal(self, session_id: str) -> None:
+        with suppress(SessionSealed):
+            await self._send(session_id, Command(SEAL, Seal()), Ack.DURABLE, None, 0)
+
+    def _has_moved(self, session_id: str) -> None:
+        """Its next message reads it from where it is now."""
+        if self._kernel.passivate(session_id):
+            self._snapshotter.forget(session_id)
+
+    async def _start_tiering(self, context: ActorContext) -> Actor:
+        self._tiering_actor = TieringActor(
+            context,
+            self._tiering,
+            clock=self._clock.monotonic,
+            limits=TieringLimits(at_once_max=self.settings.moves_at_once_max),
+            seal_after_s=self.settings.seal_after_s,
+            look_every_s=look_every_s(self.settings.recent_days),
+        )
+        return self._tiering_actor
 
     async def _passivate_idle(self, started: Any) -> None:
         started()

@@ -1,19 +1,67 @@
 """What a host may set, with the default, unit and reason of each."""
 
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 
+from ..actors.errors import InvalidSettings
 from ..actors.session.model import Limits
 from .paths import default_data_dir
+
+MIB = 1024 * 1024
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+Check = Callable[[Any, "Attribute[Any]", Any], None]
+
+
+def at_least(low: float, high: float = math.inf) -> Check:
+    """A validator: a number from `low` to `high`, a whole one where the field says `int`. Raises InvalidSettings."""
+
+    def check(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
+        kinds = (int,) if attribute.type is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise invalid(attribute.name, value, "a whole number" if attribute.type is int else "a number")
+        if not low <= value <= high:  # NaN too
+            wanted = f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
+            raise invalid(attribute.name, value, f"a number {wanted}")
+
+    return check
+
+
+def _archive_place(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str) or not value:
+        raise invalid(attribute.name, value, "a folder, or s3://BUCKET/PREFIX")
+    scheme = _SCHEME.match(value)
+    if scheme is not None and not re.match(r"s3://[^/]", value):
+        raise invalid(attribute.name, value, "a folder, or s3://BUCKET/PREFIX")
+
+
+def invalid(name: str, value: Any, expected: str) -> InvalidSettings:
+    """The error for a value of one setting."""
+    return InvalidSettings([f"{name} is {value!r:.200}; give {expected}"])
 
 
 @frozen(kw_only=True)
 class Settings:
-    """Settings of one runtime. Times are in seconds, sizes in bytes.
+    """Settings of one runtime. Times are in seconds unless their name says otherwise, sizes in bytes.
+
+    A value of another type or outside its range raises InvalidSettings, which names it.
 
     Attributes:
         data_dir: the data folder; made when it is not there. One owner at a time.
+        archive: where archived sessions go: a folder, or `s3://bucket/prefix`; None is `archive/` in the data folder.
+        recent_days: a session that was handed over stays among the recent ones for so many days, then it is archived.
+        seal_after_s: an ended session is sealed so long after its end, unless its reporter does: late log lines come
+            until then.
+        abandon_after_s: a session that has not ended and shows no sign of life for so long is ended as abandoned.
+        journal_bytes_max: what the journal may hold before its oldest events are moved into segments.
+        moves_at_once_max: how many sessions are handed over or archived at once.
         passivate_after_s: a session without a message for so long leaves memory and comes back with the next one.
         snapshot_interval_s: how often sessions are looked at for a snapshot.
         snapshot_journal_bytes_min: a session is snapshotted once the journal holds so much of it since the last one (or a
@@ -22,15 +70,23 @@ class Settings:
         mailbox_messages_max, mailbox_bytes_max: what one session may have queued.
         inbound_bytes_max: what all sessions together may have queued.
         recoveries_max: how many sessions are read from disk at once.
+        limits: what one session may hold.
     """
 
     data_dir: Path = field(factory=default_data_dir, converter=Path)
-    passivate_after_s: float = 300.0
-    snapshot_interval_s: float = 30.0
-    snapshot_journal_bytes_min: int = 64 * 1024
-    ask_deadline_s: float = 30.0
-    mailbox_messages_max: int = 1_000
-    mailbox_bytes_max: int = 1024 * 1024
-    inbound_bytes_max: int = 256 * 1024 * 1024
-    recoveries_max: int = 50
+    archive: str | None = field(default=None, validator=_archive_place)
+    recent_days: float = field(default=30.0, validator=at_least(0))
+    seal_after_s: float = field(default=30.0, validator=at_least(0))
+    abandon_after_s: float = field(default=86_400.0, validator=at_least(0))
+    journal_bytes_max: int = field(default=128 * MIB, validator=at_least(1))
+    moves_at_once_max: int = field(default=4, validator=at_least(1))
+    # Both are periods too: with 0 their tasks would spin.
+    passivate_after_s: float = field(default=300.0, validator=at_least(0.01))
+    snapshot_interval_s: float = field(default=30.0, validator=at_least(0.01))
+    snapshot_journal_bytes_min: int = field(default=64 * 1024, validator=at_least(0))
+    ask_deadline_s: float = field(default=30.0, validator=at_least(0))
+    mailbox_messages_max: int = field(default=1_000, validator=at_least(1))
+    mailbox_bytes_max: int = field(default=MIB, validator=at_least(1))
+    inbound_bytes_max: int = field(default=256 * MIB, validator=at_least(1))
+    recoveries_max: int = field(default=50, validator=at_least(1))
     limits: Limits = field(factory=Limits)

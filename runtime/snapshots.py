@@ -8,12 +8,18 @@ import structlog
 from anyio import to_thread
 
 from ..actors.errors import SojournError
-from ..actors.ports import Journal, Objects
+from ..actors.ports import Journal
 from ..actors.session.codec import encode_snapshot
 from ..actors.session.model import SessionState
-from .recovery import SNAPSHOTS_KEPT, snapshot_name, snapshot_names, snapshot_path
+from .layout import snapshot_name, snapshot_path, snapshot_seq
+from .recovery import snapshot_names
+from .shelves import Shelves
+from .verified import put_and_read_back
 
 log = structlog.get_logger("sojourn.snapshots")
+
+SNAPSHOTS_KEPT = 2
+INLINE_BYTES_MAX = 32 * 1024  # encoded at once: a hop to a thread would take longer
 
 
 class Snapshotter:
@@ -28,14 +34,14 @@ class Snapshotter:
         self,
         *,
         journal: Journal,
-        objects: Objects,
+        shelves: Shelves,
         epoch: int,
         copy: Callable[[str], Awaitable[SessionState]],
         interval_s: float,
         journal_bytes_min: int,
     ) -> None:
         self._journal = journal
-        self._objects = objects
+        self._shelves = shelves
         self._epoch = epoch
         self._copy = copy
         self._interval_s = interval_s
@@ -89,10 +95,35 @@ class Snapshotter:
         state = await self._copy(session_id)
         if tail_bytes < state.size_bytes // 4:
             return  # its next event marks it again; looking again and again would keep an idle session in memory
-        data = await to_thread.run_sync(encode_snapshot, state, self._epoch)
-        await self._objects.put(snapshot_name(session_id, state.seq), data)
+        async with self._shelves.alone(session_id):
+            if (
+                session_id in self._journal.heads()
+            ):  # else it was handed over meanwhile, and its manifest lists its bytes
+                await self._put(state, await snapshot_names(self._shelves.recent, session_id))
+
+    async def level(self, session_id: str, seq: int) -> tuple[int, int]:
+        """The seqs of the newest and of the older snapshot (0: there is none). One is written where the older does not
+        reach `seq` and there is something new. For those who write the session's objects alone."""
+        names = await snapshot_names(self._shelves.recent, session_id)
+        newest, older = ([snapshot_seq(name) or 0 for name in names] + [0, 0])[:2]
+        if older < seq:
+            state = await self._copy(session_id)
+            if state.seq > newest:
+                await self._put(state, names)
+                newest, older = state.seq, newest
+        return newest, older
+
+    async def _put(self, state: SessionState, names: Sequence[str]) -> None:
+        """`names`: the session's snapshots that are there, newest first."""
+        session_id = state.session_id
+        if state.size_bytes <= INLINE_BYTES_MAX:
+            data = encode_snapshot(state, self._epoch)
+        else:
+            data = await to_thread.run_sync(encode_snapshot, state, self._epoch)
+        name = snapshot_name(session_id, state.seq)
+        await put_and_read_back(self._shelves.recent, name, data)
         self._seqs[session_id] = state.seq
         self.written += 1
         log.debug("session.snapshotted", session=session_id, seq=state.seq, bytes=len(data))
-        for name in (await snapshot_names(self._objects, session_id))[SNAPSHOTS_KEPT:]:
-            await self._objects.delete(name)
+        for superseded in [other for other in names if other != name][SNAPSHOTS_KEPT - 1 :]:
+            await self._shelves.recent.delete(superseded)

@@ -5,6 +5,7 @@
       kernel       drives the session actors, which are virtual: messages bring them back, restarts are counted for each
       catalog      the projection that lists are read from
       snapshots    the timer
+      compaction   events leave the bounded journal for segments
       passivation  idle sessions leave memory
 
 A child that fails takes those below it along, since they stand on it; sessions and their mailboxes belong to the kernel's
@@ -16,7 +17,9 @@ from ..actors.errors import OwnershipLost
 from ..actors.kernel.supervisor import ChildSpec, Run, Strategy, Supervisor
 
 
-def runtime_tree(*, commit: Run, kernel: Run, catalog: Run, snapshots: Run, passivation: Run) -> Supervisor:
+def runtime_tree(
+    *, commit: Run, kernel: Run, catalog: Run, snapshots: Run, compaction: Run, passivation: Run
+) -> Supervisor:
     """The tree over these parts."""
     return Supervisor(
         Strategy.REST_FOR_ONE,
@@ -25,6 +28,7 @@ def runtime_tree(*, commit: Run, kernel: Run, catalog: Run, snapshots: Run, pass
             ChildSpec(child_id="kernel", run=kernel, essential=True),
             ChildSpec(child_id="catalog", run=catalog),
             ChildSpec(child_id="snapshots", run=snapshots),
+            ChildSpec(child_id="compaction", run=compaction),
             ChildSpec(child_id="passivation", run=passivation),
         ],
     )

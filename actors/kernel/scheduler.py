@@ -354,12 +354,21 @@ class Kernel:
 
     def refused(self, slots: Iterable[Slot], error: StoreError) -> None:
         """Their records were not written: nothing of them happened. Whoever asked hears it, tells become dead letters, and
-        the actors read their state anew. Not a crash: no attempt is counted."""
+        the actors read their state anew. Not a crash: no attempt is counted. An ask of the control lane that shared its
+        slot is handled again, alone: a read is then answered, and a change refused for itself."""
         for slot in slots:
             self._awaiting -= len(slot.turns)
+            again = []
             for envelope in slot.turns:
-                self._bury(slot.cell, envelope, error)
+                if envelope.control and envelope.reply is not None and len(slot.turns) > 1:
+                    envelope.answer = envelope.error = None
+                    again.append(envelope)
+                else:
+                    self._bury(slot.cell, envelope, error)
             self._drop_actor(slot.cell)
+            if again:
+                slot.cell.solo = max(slot.cell.solo, len(again))
+                self._put_back(slot.cell, again)
             if slot.cell.mailbox.depth:
                 self._start_soon(slot.cell)
 

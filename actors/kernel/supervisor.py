@@ -126,11 +126,22 @@ class Supervisor:
         )
         if pause_s is None:
             child.state = "quarantined"
-            log.error("child.quarantined", child=child.spec.child_id, error=repr(error))
+            log.error(
+                "child.quarantined",
+                child=child.spec.child_id,
+                error=repr(error),
+                remedy="mend the cause, which the restarts before say, and start the process again",
+            )
             if child.spec.essential:
                 raise error
             return
-        log.warning("child.restarting", child=child.spec.child_id, pause_s=round(pause_s, 3), exc_info=error)
+        log.warning(
+            "child.restarting",
+            child=child.spec.child_id,
+            pause_s=round(pause_s, 3),
+            remedy="none is needed: it is started again",
+            exc_info=error,
+        )
         child.state = "backoff"
         fallen = [child]
         if self._strategy is Strategy.REST_FOR_ONE:
@@ -173,7 +184,12 @@ class Supervisor:
             child.last_error = repr(error)
             if child.scope is not None and child.scope.cancel_called:
                 child.state = "stopped"
-                log.warning("child.failed_while_stopping", child=child.spec.child_id, exc_info=error)
+                log.warning(
+                    "child.failed_while_stopping",
+                    child=child.spec.child_id,
+                    remedy="none is needed: it was being stopped",
+                    exc_info=error,
+                )
             else:
                 child.state = "crashed"
                 self._crashes.append((child, error))
@@ -190,4 +206,9 @@ class Supervisor:
         with anyio.move_on_after(child.spec.shutdown_s) as patience:
             await child.ended.wait()
         if patience.cancelled_caught:
-            log.error("child.stuck", child=child.spec.child_id, shutdown_s=child.spec.shutdown_s)
+            log.error(
+                "child.stuck",
+                child=child.spec.child_id,
+                shutdown_s=child.spec.shutdown_s,
+                remedy="it is left behind; if the process does not end, kill it",
+            )

@@ -6,10 +6,10 @@ from typing import Any
 
 from attrs import define, frozen
 
-from ..errors import CallerError
+from ..errors import CallerError, SetAside
 from ..ports import Record
 from .codec import encode_event, payload_of, public_state
-from .commands import Command
+from .commands import HISTORY_LOST, Command, Event, HistoryLost
 from .core import answer_seq, apply, decide
 from .model import Limits, SessionState
 from .record import public_record
@@ -49,6 +49,14 @@ class Read:
     look: Callable[[SessionState], Any]
 
 
+@frozen
+class AcceptLoss:
+    """A person goes on without these events; asked of a session that was recovered with them left out."""
+
+    first_seq: int
+    last_seq: int
+
+
 class SessionActor:
     """See kernel.actor.Actor."""
 
@@ -60,7 +68,7 @@ class SessionActor:
         self._lines: list[bytes] = []
         self._first_seq = 0
 
-    def receive(self, message: Command | Batch | Read) -> Any:
+    def receive(self, message: Command | Batch | Read | AcceptLoss) -> Any:
         """Answers Done to a command, a list of Done or CallerError to a batch, what `look` returns to a read."""
         if type(message) is Command:
             state, around = self.state, self._around
@@ -76,8 +84,21 @@ class SessionActor:
             return Done(state.seq, False)
         if isinstance(message, Batch):
             return [self._judge(command) for command in message.commands]
+        if isinstance(message, AcceptLoss):
+            return self._forgo(message)
         assert isinstance(message, Read)
         return message.look(self.state)
+
+    def _forgo(self, message: AcceptLoss) -> Done:
+        state, around = self.state, self._around
+        if not self._lines:
+            self._first_seq = state.seq + 1
+        body = HistoryLost(first_seq=message.first_seq, last_seq=message.last_seq)
+        at = around.now if state.updated_at is None else max(around.now, state.updated_at)
+        event = Event(at, None, body, state.seq + 1, HISTORY_LOST.event)
+        apply(state, event, limits=around.limits)
+        self._lines.append(encode_event(event))
+        return Done(state.seq)
 
     def _judge(self, command: Command | CallerError) -> Any:
         if isinstance(command, CallerError):
@@ -97,6 +118,25 @@ class SessionActor:
         )
         lines.clear()
         return record
+
+
+class SetAsideActor:
+    """A session with a hole in its history: it is read, and takes nothing until a person accepts the loss."""
+
+    __slots__ = ("missing", "state")
+
+    def __init__(self, state: SessionState, missing: tuple[int, int]) -> None:
+        self.state = state
+        self.missing = missing
+
+    def receive(self, message: Command | Batch | Read | AcceptLoss) -> Any:
+        """Answers a read; raises SetAside for the rest."""
+        if isinstance(message, Read):
+            return message.look(self.state)
+        raise SetAside(self.state.session_id, *self.missing)
+
+    def close_slot(self) -> None:
+        """There is never anything to keep."""
 
 
 def read_record(epoch: int, snapshot_path: str | None) -> Read:
@@ -127,6 +167,7 @@ def copy_state(state: SessionState) -> SessionState:
         commands=state.commands.copy(),
         counters=state.counters.copy(),
         header=state.header,
+        losses=state.losses,
         progress=state.progress,
         resources=state.resources,
         results=state.results.copy(),

@@ -5,19 +5,22 @@ outside goes through `wire.py`.
 """
 
 import hashlib
+import heapq
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 import msgspec
-from attrs import define, frozen
+from attrs import define, fields_dict, frozen
 
 from ..errors import Damaged
 from .commands import KIND_BY_EVENT, Body, Cause, Command, Event, SourceCause
 from .model import SessionState
 
 STATE_FORMAT = 1
+DOCUMENTS_A_PIECE = 1_000
 
 # "deterministic" sorts the keys of dicts; those of classes come in the order of their fields, which is alphabetical.
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -86,6 +89,7 @@ def public_state(state: SessionState) -> bytes:
         {
             "counters": state.counters,
             "header": state.header,
+            "losses": state.losses,
             "progress": state.progress,
             "resources": state.resources,
             "results": state.results,
@@ -115,23 +119,62 @@ class Snapshot:
     state: SessionState
 
 
+_STATE_FIELDS = tuple(sorted(fields_dict(SessionState)))
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
 _decode_state = msgspec.json.Decoder(SessionState).decode
 
 
 def encode_snapshot(state: SessionState, epoch: int) -> bytes:
-    """A JSON document that a person can open: format, seq, epoch and SHA-256 around the plain state."""
-    raw = _encode(state)
-    return _encode(
-        _Envelope(
-            checksum=hashlib.sha256(raw).hexdigest(),
-            epoch=epoch,
-            format=STATE_FORMAT,
-            seq=state.seq,
-            session_id=state.session_id,
-            state=msgspec.Raw(raw),
-        )
+    """A JSON document that a person can open: format, seq, epoch and SHA-256 around the plain state.
+
+    Meant for a thread beside the event loop: no step of it holds the interpreter for more than about 2 ms (100,000
+    documents in one call would hold it for 160), but for the joining of the pieces at the end, a copy in memory.
+    """
+    digest = hashlib.sha256()
+    pieces = [b""]
+    for piece in _state_pieces(state):
+        digest.update(piece)
+        pieces.append(piece)
+    empty = _Envelope(
+        checksum=digest.hexdigest(),
+        epoch=epoch,
+        format=STATE_FORMAT,
+        seq=state.seq,
+        session_id=state.session_id,
+        state=msgspec.Raw(b"0"),
     )
+    pieces[0] = _encode(empty)[:-2]  # the state is the last field: it takes the place of the 0
+    pieces.append(b"}")
+    return b"".join(pieces)
+
+
+def _state_pieces(state: SessionState) -> Iterator[bytes]:
+    """The state as canonical JSON, map by map and a thousand documents at a time."""
+    before = b"{"
+    for name in _STATE_FIELDS:
+        yield b'%s"%s":' % (before, name.encode())
+        before = b","
+        value = getattr(state, name)
+        if isinstance(value, dict) and len(value) > DOCUMENTS_A_PIECE:
+            yield from _map_pieces(value)
+        else:
+            yield _encode(value)
+    yield b"}"
+
+
+def _map_pieces(documents: dict[str, Any]) -> Iterator[bytes]:
+    names = list(documents)
+    # Sorted in blocks and merged: one sort of 100,000 names would take 60 ms.
+    blocks = [
+        sorted(names[start : start + 4 * DOCUMENTS_A_PIECE])
+        for start in range(0, len(names), 4 * DOCUMENTS_A_PIECE)
+    ]
+    before = b"{"
+    in_order = heapq.merge(*blocks)
+    while some := list(islice(in_order, DOCUMENTS_A_PIECE)):
+        yield before + _encode({name: documents[name] for name in some})[1:-1]
+        before = b","
+    yield b"}"
 
 
 def decode_snapshot(data: bytes) -> Snapshot:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from attrs import define, field, frozen
 
-from .model import CaseOutcome, Outcome, Scalar, Status
+from .model import ENDED, CaseOutcome, Outcome, Scalar, Status
 
 
 @frozen(kw_only=True)
@@ -66,6 +66,11 @@ class Cancel:
     reason: str | None = None
 
 
+@frozen(kw_only=True)
+class Seal:
+    """Nothing is added to the session any more: its last event. What it is can then be copied and checked once."""
+
+
 @define(kw_only=True)
 class ReportProgress:
     """How far the work is, in units of the reporter's own."""
@@ -110,9 +115,17 @@ class SampleResources:
     written_bytes: int
 
 
+@frozen(kw_only=True)
+class HistoryLost:
+    """These events are gone, and a person chose to go on without them."""
+
+    first_seq: int
+    last_seq: int
+
+
 Body = (
-    Create | Start | Pause | Resume | Complete | Fail | Cancel
-    | ReportProgress | RecordResult | AppendLog | SampleResources
+    Create | Start | Pause | Resume | Complete | Fail | Cancel | Seal
+    | ReportProgress | RecordResult | AppendLog | SampleResources | HistoryLost
 )  # fmt: skip
 
 
@@ -160,7 +173,8 @@ class Event:
 
 @frozen(kw_only=True)
 class Kind:
-    """A row of the table: a command, its event, their body, and the statuses in which it is legal (none: no session yet)."""
+    """A row of the table: a command, its event, their body, and the statuses in which it is legal (none: no session yet).
+    Once a session is sealed, nothing is legal."""
 
     command: str
     event: str
@@ -180,6 +194,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(command="session.complete", event="session.completed", body=Complete, legal=_ACTIVE),
     Kind(command="session.fail", event="session.failed", body=Fail, legal=_OPEN),
     Kind(command="session.cancel", event="session.cancelled", body=Cancel, legal=_OPEN),
+    Kind(command="session.seal", event="session.sealed", body=Seal, legal=ENDED),
     Kind(command="progress.report", event="progress.reported", body=ReportProgress, legal=_ACTIVE),
     Kind(command="result.record", event="result.recorded", body=RecordResult, legal=_ACTIVE),
     # Late lines and samples are taken after the end: output is drained after the process has gone.
@@ -191,7 +206,11 @@ KINDS: tuple[Kind, ...] = (
         legal=_ANY - {Status.CREATED},
     ),
 )
+# Not a reporter's to ask: the owner makes it happen when a person accepts a loss, in any status, sealed or not.
+HISTORY_LOST = Kind(
+    command="history.accept_loss", event="history.lost", body=HistoryLost, legal=frozenset(Status)
+)
 KIND_BY_COMMAND = {kind.command: kind for kind in KINDS}
-KIND_BY_EVENT = {kind.event: kind for kind in KINDS}
+KIND_BY_EVENT = {kind.event: kind for kind in (*KINDS, HISTORY_LOST)}
 ENDING_COMMANDS = frozenset({"session.complete", "session.fail", "session.cancel"})
 ENDING_EVENTS = frozenset({"session.completed", "session.failed", "session.cancelled"})

@@ -16,9 +16,21 @@ from ..errors import (
     LimitReached,
     NoSuchSession,
     OutOfOrder,
+    SessionSealed,
 )
 from .commands import KINDS, Cause, Command, Event, RecordResult, SourceCause
-from .model import DedupEntry, Header, Limits, Progress, Resources, Result, SessionState, SourceMark, Status
+from .model import (
+    DedupEntry,
+    Header,
+    Limits,
+    Loss,
+    Progress,
+    Resources,
+    Result,
+    SessionState,
+    SourceMark,
+    Status,
+)
 
 # What a result costs beside its texts: measured with `sys.getsizeof`, rounded up.
 RESULT_BYTES = 240
@@ -39,6 +51,11 @@ def decide(state: SessionState, command: Command, *, now: datetime, limits: Limi
     Raises:
         Rejected: the command has no effect; its class says why. Never for a command that took effect before.
     """
+    header = state.header
+    if header is not None and header.sealed_at is not None:
+        if _took_effect(state, command):
+            return ()
+        raise SessionSealed(state.session_id, header.sealed_at)
     cause: Cause | SourceCause | None = None
     source = command.source
     if source is not None:
@@ -61,7 +78,6 @@ def decide(state: SessionState, command: Command, *, now: datetime, limits: Limi
         cause = Cause(command.command_id, command.digest, 1)
 
     kind = command.type
-    header = state.header
     if header is None:
         if kind != "session.create":
             raise NoSuchSession(state.session_id)
@@ -110,6 +126,14 @@ def fold(session_id: str, events: list[Event], *, limits: Limits) -> SessionStat
     for event in events:
         apply(state, event, limits=limits)
     return state
+
+
+def _took_effect(state: SessionState, command: Command) -> bool:
+    if command.source is not None:
+        mark = state.sources.get(command.source)
+        return mark is not None and command.n <= mark.n
+    entry = state.commands.get(command.command_id) if command.command_id is not None else None
+    return entry is not None and entry.digest == command.digest
 
 
 def _remember_command(state: SessionState, cause: Cause, event: Event, limits: Limits) -> None:
@@ -175,6 +199,10 @@ def _ended(status: Status) -> Callable[[SessionState, Any, Event], None]:
     return end
 
 
+def _sealed(state: SessionState, body: Any, event: Event) -> None:
+    state.header = evolve(_header(state), sealed_at=event.at)
+
+
 def _progress(state: SessionState, body: Any, event: Event) -> None:
     state.progress = Progress(body.done, body.message, event.at, body.total)
 
@@ -220,6 +248,13 @@ def _header(state: SessionState) -> Header:
     return state.header
 
 
+def _lost(state: SessionState, body: Any, event: Event) -> None:
+    state.losses = [
+        *state.losses,
+        Loss(accepted_at=event.at, first_seq=body.first_seq, last_seq=body.last_seq),
+    ]
+
+
 _APPLY: dict[str, Callable[[SessionState, Any, Event], None]] = {
     "session.created": _created,
     "session.started": _started,
@@ -228,8 +263,10 @@ _APPLY: dict[str, Callable[[SessionState, Any, Event], None]] = {
     "session.completed": _ended(Status.COMPLETED),
     "session.failed": _ended(Status.FAILED),
     "session.cancelled": _ended(Status.CANCELLED),
+    "session.sealed": _sealed,
     "progress.reported": _progress,
     "result.recorded": _result,
     "log.appended": _log,
     "resource.sampled": _resources,
+    "history.lost": _lost,
 }

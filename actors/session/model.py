@@ -81,6 +81,7 @@ class Header:
     outcome: Outcome | None = None
     plan: str
     reason: str | None = None
+    sealed_at: datetime | None = None
     session_id: str
     started_at: datetime | None = None
     status: Status = Status.CREATED
@@ -142,6 +143,15 @@ class SourceMark:
     seq: int
 
 
+@frozen(kw_only=True)
+class Loss:
+    """Events that are gone, and that a person chose to go on without."""
+
+    accepted_at: datetime
+    first_seq: int
+    last_seq: int
+
+
 @define(eq=False, kw_only=True)
 class SessionState:
     """The fold of a session's events. Only `core.apply` changes it; readers get it between turns, when all of it is durable.
@@ -152,6 +162,7 @@ class SessionState:
     commands: dict[str, DedupEntry] = field(factory=dict)
     counters: dict[str, int] = field(factory=dict)
     header: Header | None = None
+    losses: list[Loss] = field(factory=list)
     progress: Progress | None = None
     resources: Resources | None = None
     results: dict[str, Result] = field(factory=dict)

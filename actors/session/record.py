@@ -26,6 +26,10 @@ def public_record(state: SessionState, *, epoch: int, snapshot_path: str | None 
         "epoch": epoch,
         "exit_code": header.exit_code,
         "logs": {"bytes": counters.get("logs.bytes", 0), "lines": counters.get("logs.lines", 0)},
+        "losses": [
+            {"accepted_at": loss.accepted_at, "first_seq": loss.first_seq, "last_seq": loss.last_seq}
+            for loss in state.losses
+        ],
         "metadata": {**header.metadata, "agent_count": 0, "test_plan": header.plan},
         "outcome": header.outcome.value if header.outcome is not None else None,
         "plan": header.plan,
@@ -49,11 +53,13 @@ def public_record(state: SessionState, *, epoch: int, snapshot_path: str | None 
             "written_bytes": resources.written_bytes,
         },
         "results": {outcome.value: counters.get(f"results.{outcome.value}", 0) for outcome in CaseOutcome},
+        "sealed_at": header.sealed_at,
         "seq": state.seq,
         "session_id": state.session_id,
         "started_at": header.started_at,
         "status": header.status.value,
         "storage": {"active": True, "archive_path": None, "snapshot_path": snapshot_path},
+        "tags": [],
         "tier": "active",
         "title": header.title,
         "updated_at": state.updated_at,
@@ -62,14 +68,20 @@ def public_record(state: SessionState, *, epoch: int, snapshot_path: str | None 
 
 
 def complete_record(
-    record: dict[str, Any], *, now: datetime, last_sign_at: datetime | None, owner_alive: bool
+    record: dict[str, Any],
+    *,
+    now: datetime,
+    last_sign_at: datetime | None,
+    owner_alive: bool,
+    missing: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """`record` with what is computed at reading: `lost`, `last_sign_at`, `duration_s`, `metadata.duration_minutes`.
+    """`record` with what is computed at reading: `damaged`, `lost`, `last_sign_at`, `duration_s`, `metadata.duration_minutes`.
 
     Args:
         last_sign_at: when the reporter was last heard of, or None where the reader cannot know: then a live owner
             counts as a sign.
         owner_alive: whether a process owns the data folder.
+        missing: first and last seq of events that are lost, while nobody has accepted that.
     """
     started_at, ended_at = record["started_at"], record["ended_at"]
     duration_s = ((ended_at or now) - started_at).total_seconds() if started_at is not None else None
@@ -77,6 +89,7 @@ def complete_record(
     minutes = round(duration_s / 60, 2) if duration_s is not None else None
     return {
         **record,
+        "damaged": {"first_seq": missing[0], "last_seq": missing[1]} if missing is not None else None,
         "duration_s": duration_s,
         "last_sign_at": last_sign_at,
         "lost": ended_at is None and (silent or not owner_alive),
@@ -85,7 +98,7 @@ def complete_record(
 
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
-_TIMES = ("created_at", "ended_at", "started_at", "updated_at")
+_TIMES = ("created_at", "ended_at", "sealed_at", "started_at", "updated_at")
 
 
 def encode_record(record: dict[str, Any]) -> bytes:
@@ -96,6 +109,8 @@ def encode_record(record: dict[str, Any]) -> bytes:
 def decode_record(data: bytes) -> dict[str, Any]:
     """What `encode_record` wrote, with the session's own times as datetimes again."""
     record: dict[str, Any] = msgspec.json.decode(data)
+    record.setdefault("sealed_at", None)  # written before there were seals
+    record.setdefault("tags", [])
     for name in _TIMES:
         if record[name] is not None:
             record[name] = datetime.fromisoformat(record[name])

@@ -7,30 +7,40 @@ anew when it opens. Writing and reading go over two connections: a list never wa
 
 import asyncio
 import contextlib
+import itertools
+import json
 import sqlite3
 import tempfile
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
+from zlib import crc32
 
 import aiosqlite
 import anyio
+import structlog
 from attrs import define, field
 
 from ...actors.errors import Damaged, NotOpen, StorageFull, StoreError, StoreUnavailable, UnusableFolder
-from ...actors.ports import CatalogQuery, CatalogRow
+from ...actors.ports import TIERS, CatalogQuery, CatalogRow
+from .mark import Mark, read_mark
 from .sqlite_files import (
     BUSY_TIMEOUT_S,
+    FLAWS_MAX,
     NO_SHARED_MEMORY,
     UNREADABLE,
+    flaws_in,
     primary_code,
     private_copy,
     private_copy_path,
+    schema_of,
+    stored_schema,
     uri,
 )
 
 T = TypeVar("T")
+log = structlog.get_logger("sojourn.catalog")
 
 # Script n brings a catalog of version n to version n + 1. Add at the end, and never change one that was released.
 MIGRATIONS = (
@@ -54,20 +64,56 @@ MIGRATIONS = (
     CREATE INDEX session_by_status ON session(status, created_at DESC, session_id DESC);
     CREATE INDEX session_by_epoch ON session(epoch);
     """,
+    """
+    CREATE INDEX session_by_tier ON session(tier, created_at DESC, session_id DESC);
+    CREATE INDEX session_by_tier_and_status ON session(tier, status, created_at DESC, session_id DESC);
+    CREATE INDEX session_by_tier_and_change ON session(tier, updated_at, session_id);
+    """,
+    # Rows of an older version get their checksum in the same transaction (`_migrate`). `head` counts the commits, and
+    # those of them that were synced.
+    """
+    ALTER TABLE session ADD COLUMN checksum INTEGER;
+    CREATE TABLE head(
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        commits INTEGER NOT NULL,
+        synced INTEGER NOT NULL,
+        checksum INTEGER
+    );
+    """,
 )
 VERSION = len(MIGRATIONS)
+# A reader cannot migrate. The rows are the same since this version: what came after are indexes.
+READABLE_VERSION_MIN = 1
 
-_COLUMNS = (
-    "session_id, seq, epoch, tier, status, outcome, plan, title, user_id, created_at, updated_at, record"
-)
+_COLUMNS = "session_id, seq, epoch, tier, status, outcome, plan, title, user_id, created_at, updated_at, record, checksum"
+_READ = f"{_COLUMNS}, rowid AS place"
+_READ_UNCHECKED = _READ.replace("checksum", "NULL AS checksum")  # of an older version
+_HEAD_VERSION = 3  # from which on there are checksums, and `head`
+
+
+def _tier_number(table: str) -> str:
+    whens = " ".join(f"WHEN '{tier}' THEN {number}" for number, tier in enumerate(TIERS))
+    return f"CASE {table}.tier {whens} END"
+
+
 _PUT = f"""
-INSERT INTO session({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO session({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT(session_id) DO UPDATE SET seq = excluded.seq, epoch = excluded.epoch, tier = excluded.tier,
     status = excluded.status, outcome = excluded.outcome, plan = excluded.plan, title = excluded.title,
     user_id = excluded.user_id, created_at = excluded.created_at, updated_at = excluded.updated_at,
-    record = excluded.record
+    record = excluded.record, checksum = excluded.checksum
 WHERE (excluded.epoch, excluded.seq) >= (session.epoch, session.seq)
+    AND {_tier_number("excluded")} >= {_tier_number("session")}
 """
+_SWITCH = f"""
+UPDATE session SET ({_COLUMNS}) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+WHERE session_id = ? AND tier = ? AND seq = ?
+"""
+_IN_TIER = """
+SELECT session_id FROM session WHERE tier = ? AND updated_at < ? ORDER BY updated_at, session_id LIMIT ?
+"""
+_WRITE_HEAD = "INSERT OR REPLACE INTO head(one, commits, synced, checksum) VALUES (1, ?, ?, ?)"
+_READ_HEAD = "SELECT commits, synced, checksum FROM head"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -78,6 +124,9 @@ class SqliteCatalog:
 
     A caller that is cancelled during `put` goes at once, and the transaction is carried out. After `StoreUnavailable`
     from `put` the next one opens the database anew; putting the same rows again is safe.
+
+    Every row carries a checksum, which is looked at whenever it is read. One that does not hold is said, and `rederive`
+    says what it should be: that is answered, and, by an owner, written anew.
     """
 
     _path: Path
@@ -85,9 +134,15 @@ class SqliteCatalog:
     _read_only: bool
     _writer: "_Connection | None" = None
     _copy: "tempfile.TemporaryDirectory[str] | None" = None
+    rederive: "Callable[[str], Awaitable[CatalogRow | None]] | None" = None
+    _checked: bool = True
+    _mark: Mark = field(init=False)
     _closed: bool = field(default=False, init=False)
     _writing: asyncio.Lock = field(factory=asyncio.Lock, init=False)
     _under_way: "set[asyncio.Task[Any]]" = field(factory=set, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._mark = Mark(self._path)
 
     @classmethod
     async def open(cls, path: Path, *, read_only: bool = False) -> "SqliteCatalog":
@@ -98,12 +153,15 @@ class SqliteCatalog:
 
         Raises:
             UnusableFolder: the file is of a newer version, or cannot be made or opened there.
-            Damaged: it is no readable database.
+            Damaged: it is no readable database, its pages or indices are damaged, or its end is lost. Damaged content of rows
+                does not raise here, but `damaged_rows` finds it.
             StoreUnavailable: the disk did not answer.
         """
         async with contextlib.AsyncExitStack() as opened:
             try:
+                marked = read_mark(path)  # before the rows: a live owner goes on
                 catalog = await (cls._open_read_only if read_only else cls._open)(path, opened)
+                await catalog._compare(marked)
             except sqlite3.Error as error:
                 raise _translated(path, error) from error
             opened.pop_all()
@@ -113,6 +171,7 @@ class SqliteCatalog:
     async def _open(cls, path: Path, opened: contextlib.AsyncExitStack) -> "SqliteCatalog":
         writer = await _connect_writer(path)
         opened.push_async_callback(writer.end)
+        await _check(writer, path)
         await _migrate(writer, path)
         return cls(path, await _connect(path, "ro"), False, writer)
 
@@ -131,26 +190,47 @@ class SqliteCatalog:
             reader = await _connect(private_copy_path(copy), "rw")
         opened.push_async_callback(reader.end)
         version = await _version(reader, path)
-        if version < VERSION:
+        if version < READABLE_VERSION_MIN:
             raise UnusableFolder(
-                f"the catalog {path} is of version {version}, this Sojourn reads version {VERSION}; "
+                f"the catalog {path} is of version {version}, this Sojourn reads version {READABLE_VERSION_MIN} and up; "
                 "`sojourn serve` on the folder brings it up to date"
             )
-        return cls(path, reader, True, None, copy)
+        await _check(reader, path)
+        return cls(path, reader, True, None, copy, checked=version >= _HEAD_VERSION)
+
+    async def damaged_rows(self) -> list[str]:
+        """The ids of all rows whose checksum does not hold, as these rows say; every row is read. Rows of an older version
+        have none."""
+        if not self._checked:
+            return []
+        rows = await self._select(f"SELECT {_READ} FROM session", ())
+        return [str(row[0]) for row in rows if not _holds(row[:-1])]
 
     async def put(self, rows: Sequence[CatalogRow]) -> None:
-        if self._closed:
-            raise NotOpen
-        if self._read_only:
-            raise UnusableFolder(f"the catalog {self._path} was opened to be read only")
-        await self._carried_out(self._put([_to_sql(row) for row in rows]))
+        self._must_be_writable()
+        # The journal is no copy of what was handed over: such a row is not lost at a power cut.
+        synced = any(row.tier != TIERS[0] for row in rows)
+        await self._carried_out(self._write(_PUT, [_to_sql(row) for row in rows], synced=synced))
+
+    async def switch(self, row: CatalogRow, *, from_tier: str) -> bool:
+        self._must_be_writable()
+        values = (*_to_sql(row), row.session_id, from_tier, row.seq)
+        await self._carried_out(self._write(_SWITCH, [values], synced=True))
+        return await self.get(row.session_id) == row
+
+    async def in_tier(self, tier: str, *, updated_before: datetime, limit: int) -> list[str]:
+        rows = await self._select(_IN_TIER, (tier, _microseconds(updated_before), limit))
+        return [session_id for (session_id,) in rows]
 
     async def get(self, session_id: str) -> CatalogRow | None:
-        rows = await self._select(f"SELECT {_COLUMNS} FROM session WHERE session_id = ?", (session_id,))
-        return _from_sql(rows[0]) if rows else None
+        rows = await self._select(f"SELECT {self._read} FROM session WHERE session_id = ?", (session_id,))
+        return await self._row(rows[0], session_id) if rows else None
 
     async def page(self, query: CatalogQuery) -> list[CatalogRow]:
-        return [_from_sql(row) for row in await self._select(*_page_sql(query))]
+        found = [
+            await self._row(row, str(row[0])) for row in await self._select(*_page_sql(query, self._read))
+        ]
+        return [row for row in found if row is not None]
 
     async def heads(self) -> dict[str, int]:
         return dict(await self._select("SELECT session_id, seq FROM session", ()))
@@ -164,6 +244,7 @@ class SqliteCatalog:
         if self._closed:
             return
         self._closed = True
+        self._mark.close()
         with anyio.CancelScope(shield=True):
             while self._under_way:  # puts whose callers have gone
                 await asyncio.wait(self._under_way)
@@ -173,6 +254,59 @@ class SqliteCatalog:
             if self._copy is not None:
                 self._copy.cleanup()
 
+    @property
+    def _read(self) -> str:
+        return _READ if self._checked else _READ_UNCHECKED
+
+    async def _compare(self, marked: tuple[int, int, int] | None) -> None:
+        """With how far it had come when something was last committed."""
+        if not self._checked:
+            return
+        head = await self._select(_READ_HEAD, ())
+        if [_head_values(*line[:2]) for line in head] != head or len(head) != 1:
+            raise _unreadable(self._path, "its head does not carry its checksum")
+        commits, synced, _ = head[0]
+        marked_commits, marked_synced, _ = marked or (0, 0, 0)
+        if synced < marked_synced:
+            raise _unreadable(self._path, "its last commits are lost, or it is an older copy")
+        if commits < marked_commits:  # as a power cut may have it: they were not synced
+            log.warning(
+                "catalog.end_lost",
+                path=str(self._path),
+                commits=marked_commits - commits,
+                remedy="none is needed: the rows of active sessions are written anew from the journal",
+            )
+
+    async def _row(self, values: tuple[Any, ...], session_id: str) -> CatalogRow | None:
+        """The row, or what it should be; None where it is not known what that is."""
+        *columns, place = values
+        if not self._checked or (_holds(columns) and columns[0] == session_id):
+            return _from_sql(columns)
+        row = await self.rederive(session_id) if self.rederive is not None else None
+        log.error(
+            "catalog.row_damaged",
+            session=session_id,
+            remedy="it is written anew from journal or manifest"
+            if row is not None
+            else "lists lack it until the catalog is built anew: restart, or run `sojourn rebuild-catalog`",
+        )
+        if row is not None and not self._read_only and not self._closed:
+            await self._carried_out(self._replace(place, row))
+        return row
+
+    async def _replace(self, place: int, row: CatalogRow) -> None:
+        """Indices first: an entry that differs from its damaged row could not be removed with it."""
+        try:
+            await self._write("DELETE FROM session WHERE rowid = ?", [(place,)], first="REINDEX session")
+            await self._write(_PUT, [_to_sql(row)], synced=True)
+        except StoreError as error:
+            log.error(
+                "catalog.row_not_mended",
+                session=row.session_id,
+                error=str(error),
+                remedy="it is answered as it should be; the next start builds the catalog anew",
+            )
+
     async def _carried_out(self, work: Coroutine[Any, Any, T]) -> T:
         """Its result; goes on when the caller is cancelled."""
         task = asyncio.ensure_future(work)
@@ -180,14 +314,31 @@ class SqliteCatalog:
         task.add_done_callback(self._under_way.discard)
         return await asyncio.shield(task)
 
-    async def _put(self, rows: list[tuple[Any, ...]]) -> None:
+    def _must_be_writable(self) -> None:
+        if self._closed:
+            raise NotOpen
+        if self._read_only:
+            raise UnusableFolder(f"the catalog {self._path} was opened to be read only")
+
+    async def _write(
+        self, sql: str, rows: list[tuple[Any, ...]], *, synced: bool = False, first: str | None = None
+    ) -> None:
         async with self._writing:
             try:
                 if self._writer is None:
                     self._writer = await _connect_writer(self._path)
+                # No pragma takes effect within a transaction (https://sqlite.org/pragma.html#pragma_synchronous).
+                level = "FULL" if synced else "NORMAL"
+                await self._writer.execute_fetchall(f"PRAGMA synchronous = {level}")
                 await self._writer.execute_fetchall("BEGIN IMMEDIATE")
-                await self._writer.executemany(_PUT, rows)
+                if first is not None:
+                    await self._writer.execute_fetchall(first)
+                await self._writer.executemany(sql, rows)
+                ((commits, synced_before, _),) = await self._writer.execute_fetchall(_READ_HEAD)
+                counts = (commits + 1, synced_before + synced)
+                await self._writer.execute_fetchall(_WRITE_HEAD, _head_values(*counts))
                 await self._writer.execute_fetchall("COMMIT")
+                self._mark.note(*counts)
             except sqlite3.Error as error:
                 # Closing rolls back; and after a failed sync a descriptor tells no truth any more. The next put opens anew.
                 writer, self._writer = self._writer, None
@@ -233,6 +384,7 @@ async def _connect(path: Path, mode: str) -> _Connection:
     async with contextlib.AsyncExitStack() as opened:
         opened.push_async_callback(connection.end)
         await connection
+        connection.text_factory = _text
         await connection.execute_fetchall("SELECT count(*) FROM sqlite_schema")
         opened.pop_all()
     return connection
@@ -266,16 +418,39 @@ async def _version(connection: aiosqlite.Connection, path: Path) -> int:
     return int(version)
 
 
+async def _check(connection: aiosqlite.Connection, path: Path) -> None:
+    """That its tables are ours, and that pages and indices are whole. It reads every page: 0.13 s for 10,000 sessions.
+
+    Raises:
+        Damaged: they are not.
+    """
+    version = await _version(connection, path)
+    schema = await connection.execute_fetchall("SELECT type, name, tbl_name, sql FROM sqlite_schema")
+    if stored_schema(list(schema)) != schema_of(MIGRATIONS[:version]):
+        raise _unreadable(path, f"its tables are not those of version {version}")
+    flaws = flaws_in(list(await connection.execute_fetchall(f"PRAGMA integrity_check({FLAWS_MAX})")))
+    if flaws:
+        raise _unreadable(path, "; ".join(flaws))
+
+
 async def _migrate(connection: aiosqlite.Connection, path: Path) -> None:
     """Each step is a transaction with its version, so a migration that was killed goes on where it stood."""
     for version in range(await _version(connection, path), VERSION):
-        script = f"BEGIN IMMEDIATE; {MIGRATIONS[version]}; PRAGMA user_version = {version + 1}; COMMIT;"
-        await connection.executescript(script)
+        await connection.execute_fetchall("BEGIN IMMEDIATE")
+        for statement in filter(str.strip, MIGRATIONS[version].split(";")):
+            await connection.execute_fetchall(statement)
+        if version + 1 == _HEAD_VERSION:
+            rows = await connection.execute_fetchall(f"SELECT {_READ} FROM session")
+            sums = [(_checksum(row[:-2]), row[-1]) for row in rows]
+            await connection.executemany("UPDATE session SET checksum = ? WHERE rowid = ?", sums)
+            await connection.execute_fetchall(_WRITE_HEAD, _head_values(0, 0))
+        await connection.execute_fetchall(f"PRAGMA user_version = {version + 1}")
+        await connection.execute_fetchall("COMMIT")
 
 
-def _page_sql(query: CatalogQuery) -> tuple[str, tuple[Any, ...]]:
-    """The statement and its values. By status it takes a page of each status by the index and merges them: a rare
-    status is then found without walking all rows. Only these fragments ever become SQL; what the query holds is bound."""
+def _page_sql(query: CatalogQuery, read: str = _READ) -> tuple[str, tuple[Any, ...]]:
+    """The statement and its values. By status and tier it takes a page of each by the index and merges them: what is rare
+    is then found without walking all rows. Only these fragments ever become SQL; what the query holds is bound."""
     conditions, values = [], []
     if query.before is not None:
         conditions.append("(created_at, session_id) < (?, ?)")
@@ -283,20 +458,25 @@ def _page_sql(query: CatalogQuery) -> tuple[str, tuple[Any, ...]]:
     if query.plan is not None:
         conditions.append("plan = ?")
         values.append(query.plan)
+    choices = []
+    for column, chosen in (("tier", query.tier), ("status", query.status)):
+        if chosen is not None:
+            conditions.append(f"{column} = ?")
+            choices.append(sorted(chosen))
     order = "ORDER BY created_at DESC, session_id DESC LIMIT ?"
-    if query.status is None:
-        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-        return f"SELECT {_COLUMNS} FROM session {where} {order}", (*values, query.limit)
-    where = " AND ".join((*conditions, "status = ?"))
-    pages = [f"SELECT * FROM (SELECT {_COLUMNS} FROM session WHERE {where} {order})" for _ in query.status]
-    bound = [value for status in query.status for value in (*values, status, query.limit)]
-    if not pages:
-        return f"SELECT {_COLUMNS} FROM session WHERE 0", ()
-    return f"{' UNION ALL '.join(pages)} {order}", (*bound, query.limit)
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    page = f"SELECT {read} FROM session {where} {order}"
+    if not choices:
+        return page, (*values, query.limit)
+    bound = [(*values, *choice, query.limit) for choice in itertools.product(*choices)]
+    if not bound:
+        return f"SELECT {read} FROM session WHERE 0", ()
+    pages = " UNION ALL ".join([f"SELECT * FROM ({page})"] * len(bound))
+    return f"{pages} {order}", (*itertools.chain.from_iterable(bound), query.limit)
 
 
 def _to_sql(row: CatalogRow) -> tuple[Any, ...]:
-    return (
+    values = (
         row.session_id,
         row.seq,
         row.epoch,
@@ -310,10 +490,33 @@ def _to_sql(row: CatalogRow) -> tuple[Any, ...]:
         _microseconds(row.updated_at),
         row.record,
     )
+    return (*values, _checksum(values))
 
 
-def _from_sql(values: tuple[Any, ...]) -> CatalogRow:
-    session_id, seq, epoch, tier, status, outcome, plan, title, user_id, created_at, updated_at, record = (
+def _checksum(values: Sequence[Any]) -> int | None:
+    """Of all columns but the checksum itself, with their types; None where the record is no blob."""
+    *columns, record = values
+    if not isinstance(record, bytes):
+        return None
+    return crc32(record, crc32(json.dumps(columns, default=repr).encode()))
+
+
+def _holds(values: Sequence[Any]) -> bool:
+    """Whether a row carries its checksum."""
+    return values[-1] is not None and values[-1] == _checksum(values[:-1])
+
+
+def _head_values(commits: int, synced: int) -> tuple[int, int, int]:
+    return commits, synced, crc32(f"{commits} {synced}".encode())
+
+
+def _text(data: bytes) -> str:
+    """Damaged text is told by its checksum, not by an error of the driver that costs the rows beside it, too."""
+    return data.decode("utf-8", "replace")
+
+
+def _from_sql(values: Sequence[Any]) -> CatalogRow:
+    session_id, seq, epoch, tier, status, outcome, plan, title, user_id, created_at, updated_at, record, _ = (
         values
     )
     return CatalogRow(
@@ -340,8 +543,12 @@ def _translated(path: Path, error: sqlite3.Error) -> StoreError:
     if primary_code(error) == sqlite3.SQLITE_FULL:
         return StorageFull(f"no room for the catalog {path}; nothing was written, free some space")
     if primary_code(error) in UNREADABLE:
-        return Damaged(
-            f"the catalog {path} cannot be read ({error}); move it and its -wal and -shm files aside: it is built anew "
-            "from the journal and the manifests when the folder is next opened"
-        )
+        return _unreadable(path, str(error))
     return StoreUnavailable(f"the catalog {path} failed ({error}); putting the same rows again is safe")
+
+
+def _unreadable(path: Path, why: str) -> Damaged:
+    return Damaged(
+        f"the catalog {path} cannot be read ({why}); move it and its -wal, -shm and -mark files aside: it is built anew "
+        "from the journal and the manifests when the folder is next opened"
+    )

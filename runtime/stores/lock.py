@@ -1,6 +1,7 @@
 """Who owns a data folder, and whether it is of a format this Sojourn knows."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import struct
@@ -98,7 +99,11 @@ def check_format(folder: Path) -> None:
 def _take(folder: Path, descriptor: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    try:
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:  # on a full disk the lock is as good without the pid
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
     path = folder / "format"
     if not path.exists():
         temporary = folder / ".tmp-format"

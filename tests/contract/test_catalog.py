@@ -113,6 +113,76 @@ class CatalogContract:
         await catalog.put([row("a", seq=7, epoch=3), row("b", seq=2, epoch=9)])
         assert (await catalog.heads(), await catalog.epoch()) == ({"a": 7, "b": 2}, 9)
 
+    async def test_a_query_selects_by_tier(self, catalog: Catalog) -> None:
+        await catalog.put(
+            [
+                row("a", age_s=1, tier="recent", status="failed"),
+                row("b", age_s=2, tier="active", status="failed"),
+                row("c", age_s=3, tier="recent", status="running"),
+                row("d", age_s=4, tier="archive", status="failed"),
+            ]
+        )
+        two = frozenset({"recent", "archive"})
+        failed = frozenset({"failed"})
+        assert ids(await catalog.page(CatalogQuery(tier=two))) == ["a", "c", "d"]
+        assert ids(await catalog.page(CatalogQuery(tier=two, limit=2))) == ["a", "c"]
+        assert ids(await catalog.page(CatalogQuery(tier=two, status=failed))) == ["a", "d"]
+        assert ids(await catalog.page(CatalogQuery(tier=two, status=failed, plan="other"))) == []
+        assert ids(await catalog.page(CatalogQuery(tier=frozenset()))) == []
+        assert ids(await catalog.page(CatalogQuery(tier=frozenset(), status=failed))) == []
+
+    async def test_a_switch_replaces_the_row_of_that_tier_and_seq(self, catalog: Catalog) -> None:
+        await catalog.put([row("a", seq=7, epoch=3), row("b")])
+        moved = row("a", seq=7, epoch=2, tier="recent", record=b"moved")
+        assert await catalog.switch(moved, from_tier="active")
+        assert await catalog.get("a") == moved
+        assert await catalog.get("b") == row("b")
+
+    async def test_the_same_switch_again_is_granted_and_changes_nothing(self, catalog: Catalog) -> None:
+        await catalog.put([row("a")])
+        for _ in range(2):
+            assert await catalog.switch(row("a", tier="recent"), from_tier="active")
+        assert await catalog.get("a") == row("a", tier="recent")
+
+    @pytest.mark.parametrize(
+        "stands",
+        [
+            row("a", seq=8),
+            row("a", seq=6),
+            row("a", seq=7, tier="recent", record=b"another"),
+            row("a", seq=7, tier="archive"),
+            row("b", seq=7),
+        ],
+        ids=["newer", "older", "of another's making", "further on", "not there"],
+    )
+    async def test_a_switch_from_what_does_not_stand_there_changes_nothing(
+        self, catalog: Catalog, stands: CatalogRow
+    ) -> None:
+        await catalog.put([stands])
+        assert not await catalog.switch(row("a", seq=7, tier="recent"), from_tier="active")
+        assert await catalog.page(CatalogQuery()) == [stands]
+
+    async def test_a_row_of_an_earlier_tier_is_left_out(self, catalog: Catalog) -> None:
+        """I8. A projector that lags does not bring a session back."""
+        await catalog.put([row("a", tier="recent"), row("b", tier="archive")])
+        await catalog.put([row("a", epoch=9, seq=9), row("b", tier="recent", epoch=9), row("c")])
+        assert await catalog.get("a") == row("a", tier="recent")
+        assert await catalog.get("b") == row("b", tier="archive")
+        assert await catalog.get("c") == row("c")
+        await catalog.put([row("a", tier="recent", title="named anew")])
+        assert await catalog.get("a") == row("a", tier="recent", title="named anew")
+
+    async def test_a_tier_is_met_longest_unchanged_first(self, catalog: Catalog) -> None:
+        def changed(session_id: str, seconds: int, tier: str = "recent") -> CatalogRow:
+            return row(session_id, tier=tier, updated_at=NOON + timedelta(seconds=seconds))
+
+        await catalog.put([changed("new", 5), changed("b", 1), changed("a", 1), changed("old", 0)])
+        await catalog.put([changed("active", 0, "active"), changed("archived", 0, "archive")])
+        late = NOON + timedelta(seconds=5)
+        assert await catalog.in_tier("recent", updated_before=late, limit=9) == ["old", "a", "b"]
+        assert await catalog.in_tier("recent", updated_before=late, limit=2) == ["old", "a"]
+        assert await catalog.in_tier("recent", updated_before=NOON, limit=9) == []
+
     async def test_putting_nothing_does_nothing(self, catalog: Catalog) -> None:
         await catalog.put([])
         assert await catalog.page(CatalogQuery()) == []
@@ -124,6 +194,10 @@ class CatalogContract:
             await catalog.put([row("a")])
         with pytest.raises(NotOpen):
             await catalog.get("a")
+        with pytest.raises(NotOpen):
+            await catalog.switch(row("a", tier="recent"), from_tier="active")
+        with pytest.raises(NotOpen):
+            await catalog.in_tier("active", updated_before=NOON, limit=1)
 
 
 class TestMemoryCatalog(CatalogContract):

@@ -78,7 +78,7 @@ async def test_a_catalog_opened_again_holds_its_rows(path: Path, opened: Open) -
     catalog = await opened(path)
     assert await catalog.heads() == {"a": 1, "b": 1}
     await catalog.close()
-    assert [file.name for file in path.parent.iterdir()] == ["catalog.db"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["catalog.db", "catalog.db-mark"]
 
 
 @pytest.mark.parametrize("version", range(VERSION))
@@ -98,8 +98,24 @@ async def test_a_catalog_of_every_older_version_is_brought_up_to_date(path: Path
 async def test_a_reader_of_an_older_version_is_told_who_migrates(path: Path) -> None:
     sqlite3.connect(path).close()
     path.touch()
-    with pytest.raises(UnusableFolder, match=f"version 0, this Sojourn reads version {VERSION}"):
+    with pytest.raises(UnusableFolder, match="version 0, this Sojourn reads version 1 and up"):
         await SqliteCatalog.open(path, read_only=True)
+
+
+async def test_a_reader_reads_the_rows_of_a_catalog_that_lacks_the_newest_indexes(
+    path: Path, opened: Open
+) -> None:
+    connection = sqlite3.connect(path)
+    connection.executescript(MIGRATIONS[0])
+    connection.execute("PRAGMA user_version = 1")
+    connection.commit()
+    *values, _ = catalog_sqlite._to_sql(row("a", tier="recent"))
+    connection.execute(f"INSERT INTO session VALUES ({', '.join('?' * len(values))})", values)
+    connection.commit()
+    connection.close()
+    catalog = await opened(path, read_only=True)
+    assert await catalog.page(CatalogQuery(tier=frozenset({"recent"}))) == [row("a", tier="recent")]
+    assert await catalog.in_tier("recent", updated_before=NOON + timedelta(days=1), limit=1) == ["a"]
 
 
 async def test_a_newer_version_is_left_alone(path: Path) -> None:
@@ -122,14 +138,18 @@ async def test_a_file_that_is_no_database_is_damaged_and_can_be_built_anew(path:
 
 
 async def test_a_damaged_page_is_damage_when_it_is_read(path: Path, opened: Open) -> None:
-    await filled(path, *(row(f"s{n}", record=b"x" * 3_000) for n in range(50)))
+    # More than SQLite's cache holds, so that pages are read again.
+    await filled(path, *(row(f"s{n}", record=b"x" * 3_000) for n in range(2_000)))
     data = bytearray(path.read_bytes())
     for page in range(4096, len(data), 4096):
         data[page : page + 8] = b"\xff" * 8
-    path.write_bytes(data)
     catalog = await opened(path, read_only=True)
+    path.write_bytes(data)
     with pytest.raises(Damaged, match="built anew"):
-        await catalog.page(CatalogQuery())
+        await catalog.page(CatalogQuery(limit=2_000))
+    for read_only in (False, True):
+        with pytest.raises(Damaged, match="built anew"):
+            await opened(path, read_only=read_only)
 
 
 async def test_a_place_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -197,6 +217,8 @@ async def test_many_puts_at_once_are_each_whole(path: Path, opened: Open) -> Non
         CatalogQuery(before=(NOON, "x")),
         CatalogQuery(plan="nightly", before=(NOON, "x")),
         CatalogQuery(status=frozenset({"failed", "running"}), before=(NOON, "x")),
+        CatalogQuery(tier=frozenset({"active"}), before=(NOON, "x")),
+        CatalogQuery(tier=frozenset({"active", "recent"}), status=frozenset({"failed"})),
     ],
 )
 async def test_no_list_walks_or_sorts_all_rows(path: Path, query: CatalogQuery) -> None:
@@ -206,5 +228,37 @@ async def test_no_list_walks_or_sorts_all_rows(path: Path, query: CatalogQuery) 
     plan = [detail for *_, detail in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
     connection.close()
     assert any("USING INDEX session_by_" in step for step in plan), plan
-    if query.status is None:
+    if query.status is None and query.tier is None:
         assert not [step for step in plan if "TEMP B-TREE" in step], plan
+
+
+async def test_a_tier_is_walked_by_its_index(path: Path) -> None:
+    await filled(path, *(row(f"s{n}") for n in range(10)))
+    connection = sqlite3.connect(path)
+    sql = f"EXPLAIN QUERY PLAN {catalog_sqlite._IN_TIER}"
+    plan = [detail for *_, detail in connection.execute(sql, ("active", 0, 9))]
+    connection.close()
+    assert len(plan) == 1
+    assert "COVERING INDEX session_by_tier_and_change" in plan[0]
+
+
+async def test_a_switch_is_synced_and_a_put_is_not(path: Path, opened: Open) -> None:
+    catalog = await opened(path)
+    await catalog.put([row("a")])
+
+    async def level() -> Any:
+        assert catalog._writer is not None
+        ((level,),) = await catalog._writer.execute_fetchall("PRAGMA synchronous")
+        return level
+
+    assert await catalog.switch(row("a", tier="recent"), from_tier="active")
+    assert await level() == 2
+    await catalog.put([row("b")])
+    assert await level() == 1
+
+
+async def test_a_reader_does_not_switch(path: Path, opened: Open) -> None:
+    await filled(path, row("a"))
+    catalog = await opened(path, read_only=True)
+    with pytest.raises(UnusableFolder, match="read only"):
+        await catalog.switch(row("a", tier="recent"), from_tier="active")

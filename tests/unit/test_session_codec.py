@@ -1,5 +1,6 @@
 """Stored JSON: canonical, checked, and refused where it is damaged or newer."""
 
+import hashlib
 import json
 from datetime import UTC, datetime
 
@@ -8,6 +9,7 @@ import pytest
 from sojourn.actors.errors import Damaged
 from sojourn.actors.session import codec
 from sojourn.actors.session.commands import KIND_BY_COMMAND, AppendLog, Cause, Command, Event, SourceCause
+from sojourn.actors.session.model import Status
 
 from .test_session_core import NOW, SAMPLE, do, session
 
@@ -47,7 +49,7 @@ def test_the_public_state_leaves_out_what_only_deduplication_needs() -> None:
     state = session()
     do(state, Command("log.append", SAMPLE["log.append"], "a", "d"))
     assert sorted(json.loads(codec.public_state(state))) == [
-        "counters", "header", "progress", "resources", "results", "seq", "updated_at",
+        "counters", "header", "losses", "progress", "resources", "results", "seq", "updated_at",
     ]  # fmt: skip
 
 
@@ -80,6 +82,17 @@ def test_every_flipped_bit_and_every_cut_of_a_snapshot_is_seen() -> None:
             # The epoch stands outside the checksum of the state; nothing that is served may differ.
             assert codec.public_state(read.state) == codec.public_state(good.state)
             assert read.seq == good.seq
+
+
+def test_a_state_of_a_version_without_seals_reads_as_unsealed() -> None:
+    state = session(Status.COMPLETED)
+    data = codec.encode_snapshot(state, 1)
+    older = json.loads(data)
+    del older["state"]["header"]["sealed_at"]
+    stored = canonical(json.dumps(older["state"]).encode())
+    older["checksum"] = hashlib.sha256(stored).hexdigest()
+    read = codec.decode_snapshot(canonical(json.dumps(older).encode())).state
+    assert codec.encode_snapshot(read, 1) == data
 
 
 def test_a_time_reads_back_to_the_microsecond() -> None:

@@ -15,6 +15,7 @@ from sojourn.actors.errors import (
     NoSuchSession,
     OutOfOrder,
     Rejected,
+    SessionSealed,
 )
 from sojourn.actors.session import codec
 from sojourn.actors.session.commands import (
@@ -33,6 +34,7 @@ from sojourn.actors.session.commands import (
     ReportProgress,
     Resume,
     SampleResources,
+    Seal,
     Start,
 )
 from sojourn.actors.session.core import answer_seq, apply, decide, fold
@@ -48,6 +50,7 @@ SAMPLE: dict[str, Body] = {
     "session.complete": Complete(outcome=Outcome.PASSED, exit_code=0),
     "session.fail": Fail(exit_code=3),
     "session.cancel": Cancel(),
+    "session.seal": Seal(),
     "progress.report": ReportProgress(done=1, total=2),
     "result.record": RecordResult(case_id="m::a", outcome=CaseOutcome.PASSED, duration_s=0.5),
     "log.append": AppendLog(stream="stdout", text="hello"),
@@ -93,6 +96,50 @@ def test_every_command_is_legal_exactly_where_the_table_says(kind: Kind, status:
             do(state, Command(kind.command, SAMPLE[kind.command]))
         assert isinstance(refusal.value, IllegalInStatus | AlreadyExists)
         assert codec.encode_snapshot(state, 1) == before
+
+
+@pytest.mark.parametrize("kind", sorted(SAMPLE))
+@pytest.mark.parametrize(
+    "status", [status for status in PATH_TO if status.ended], ids=lambda status: status.value
+)
+def test_nothing_is_legal_in_a_sealed_session(kind: str, status: Status) -> None:
+    state = session(status)
+    do(state, Command("session.seal", Seal()))
+    before = codec.encode_snapshot(state, 1)
+    with pytest.raises(SessionSealed, match=r"sealed since .*; record a new session") as refusal:
+        do(state, Command(kind, SAMPLE[kind]))
+    assert refusal.value.sealed_at == NOW
+    assert codec.encode_snapshot(state, 1) == before
+
+
+def test_the_seal_says_when_and_leaves_the_rest_of_the_header_alone() -> None:
+    state = session(Status.FAILED)
+    before = state.header
+    assert before is not None
+    (event,) = do(state, Command("session.seal", Seal()), now=NOW + timedelta(hours=1))
+    assert state.header == evolve(before, sealed_at=event.at)
+
+
+def test_a_command_that_took_effect_is_answered_as_it_was_after_the_seal() -> None:
+    state = session()
+    line = SAMPLE["log.append"]
+    known = [Command("log.append", line, "c1", "d"), Command("log.append", line, None, "", "rec", 1)]
+    for command in known:
+        do(state, command)
+    do(state, Command("session.complete", SAMPLE["session.complete"]))
+    seal = Command("session.seal", Seal(), None, "", "rec", 2)
+    do(state, seal)
+    for command in (*known, seal):
+        assert do(state, command) == ()
+    for command in (
+        Command("log.append", line, "c1", "other"),
+        Command("log.append", line, "c2", "d"),
+        Command("log.append", line, None, "", "rec", 3),
+        Command("log.append", line, None, "", "rec", 9),
+        Command("log.append", line, None, "", "other", 1),
+    ):
+        with pytest.raises(SessionSealed):
+            do(state, command)
 
 
 @pytest.mark.parametrize("kind", [kind.command for kind in KINDS if kind.command != "session.create"])

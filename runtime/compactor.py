@@ -1,0 +1,271 @@
+"""Compaction: events leave the bounded journal for segments, oldest rows first, sessions in memory or not."""
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import anyio
+import structlog
+from anyio import to_thread
+from attrs import evolve, frozen
+
+from ..actors.compaction import Kept, bytes_to_free, releasable_seq
+from ..actors.errors import (
+    Missing,
+    SetAside,
+    SojournError,
+    StorageFull,
+    StoreError,
+)
+from ..actors.kernel.park import Gate
+from ..actors.ports import Journal, Record
+from .event_log import EventLog
+from .layout import session_folder
+from .recovery import History
+from .segments import SEGMENT_BYTES_FULL, SegmentName, encode_segment, segment_name
+from .shelves import Shelves
+from .snapshots import Snapshotter
+from .verified import put_and_read_back
+
+log = structlog.get_logger("sojourn.compaction")
+
+AT_ONCE = 8
+SESSIONS_A_RELEASE = 256
+RETRY_S = 1.0
+ROOM_WAIT_S = 2.0
+INLINE_BYTES_MAX = (
+    32 * 1024
+)  # compressed at once: a hop to a thread would take longer, and there may be 10,000 of them
+
+
+@frozen(kw_only=True)
+class CompactionStatistics:
+    """What compaction did since the start, and how much of the journal's bound is used."""
+
+    segments_written: int
+    events_moved: int
+    journal_bytes: int
+    journal_bytes_max: int
+
+
+class Compactor:
+    """Keeps the journal within `bytes_max`. `notice` is called after every commit and costs a comparison. A store that
+    fails is tried again: it is no crash."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        event_log: EventLog,
+        history: History,
+        shelves: Shelves,
+        snapshotter: Snapshotter,
+        bytes_max: int,
+    ) -> None:
+        self._journal = journal
+        self._event_log = event_log
+        self._history = history
+        self._shelves = shelves
+        self._snapshotter = snapshotter
+        self._bytes_max = bytes_max
+        self._pressure = Gate()
+        self._freed = anyio.Event()
+        # How far each session's segments reach that were verified here; beyond what was released, while it goes on writing.
+        self._reach: dict[str, int] = {}
+        self._segments = self._events = self._moved = self._failures = 0
+
+    def notice(self) -> None:
+        """Something was committed."""
+        if bytes_to_free(self._journal.size_bytes, self._bytes_max):
+            self._pressure.wake()
+
+    async def room(self) -> None:
+        """Returns at once while the journal is within its bound, else once compaction has freed enough.
+
+        Raises:
+            StorageFull: nothing could be moved for `ROOM_WAIT_S`, or the journal took no release.
+        """
+        while self._journal.size_bytes > self._bytes_max:
+            self._pressure.wake()
+            moved, failures = self._moved, self._failures
+            with anyio.move_on_after(ROOM_WAIT_S):
+                await self._freed.wait()
+            if self._moved == moved or self._failures != failures:
+                raise StorageFull(
+                    f"the journal holds the {self._bytes_max:,} bytes it may, and its events cannot be moved out of it now; "
+                    "`sojourn doctor` says why, or raise journal_bytes_max"
+                )
+
+    async def run(self, started: Callable[[], None]) -> None:
+        """A child of a supervisor; runs until cancelled."""
+        started()
+        self.notice()
+        while True:
+            await self._pressure.wait()
+            while bytes_to_free(self._journal.size_bytes, self._bytes_max):
+                if not await self._compacts():
+                    await anyio.sleep(RETRY_S)  # pinned by what fails, and was said so; the rest goes on
+
+    async def _compacts(self) -> bool:
+        try:
+            return await self.compact()
+        except StoreError as error:  # the journal takes no release: what was moved is found again
+            self._failures += 1
+            log.error("compaction.failed", error=str(error), remedy="it is tried again; nothing is lost")
+            return False
+
+    async def compact(self) -> bool:
+        """Move what the oldest rows hold, as far as the rules allow. Returns whether that brought anything forward: a
+        session that goes on writing is released at the second pass, when its newest snapshot has become the older."""
+        before, snapshots = self._journal.size_bytes, self._snapshotter.written
+        needed = self._journal.oldest(bytes_to_free(before, self._bytes_max))
+        pending = iter(needed.items())  # by row: the first ones are free before the last session is reached
+        while some := list(islice(pending, SESSIONS_A_RELEASE)):
+            upto: dict[str, int] = {}
+            limiter = anyio.CapacityLimiter(AT_ONCE)
+            async with anyio.create_task_group() as tasks:
+                for session_id, seq in some:
+                    await limiter.acquire_on_behalf_of(session_id)
+                    tasks.start_soon(self._move, session_id, seq, upto, limiter)
+            if upto:
+                await self._journal.release(upto)
+                self._freed.set()
+                self._freed = anyio.Event()
+        freed = before - self._journal.size_bytes
+        if needed:
+            log.info(
+                "journal.compacted",
+                sessions=len(needed),
+                freed_bytes=freed,
+                journal_bytes=self._journal.size_bytes,
+            )
+        return freed > 0 or self._snapshotter.written > snapshots
+
+    async def _move(
+        self, session_id: str, seq: int, upto: dict[str, int], limiter: anyio.CapacityLimiter
+    ) -> None:
+        try:
+            async with self._shelves.alone(session_id):
+                if session_id in self._journal.heads():
+                    upto[session_id] = await self.move(session_id, seq)
+                    self._moved += 1
+                else:  # it was handed over meanwhile
+                    self.forget(session_id)
+        except (Missing, SetAside) as error:
+            log.warning(
+                "session.not_compacted",
+                session=session_id,
+                error=str(error),
+                remedy="its error says what to do; the other sessions go on",
+            )
+        except SojournError as error:
+            log.error(
+                "compaction.failed",
+                session=session_id,
+                error=str(error),
+                remedy="it is tried again; nothing is lost",
+            )
+        finally:
+            limiter.release_on_behalf_of(session_id)
+
+    async def move(self, session_id: str, seq: int) -> int:
+        """Segments and snapshots so that the session can be released up to `seq`, or as near as the rules allow; for those
+        who write its objects alone. Returns the seq up to which it can be released.
+
+        Raises:
+            Missing: an event that should move cannot be read.
+            StoreError: nothing is released; what was written is found again, or swept.
+        """
+        segments_seq = await self.write_segments(session_id)
+        newest_seq, older_seq = await self._snapshotter.level(session_id, seq)
+        kept = Kept(
+            segments_seq=segments_seq,
+            newest_seq=newest_seq,
+            older_seq=older_seq,
+            head_seq=self._journal.heads().get(session_id, 0),
+        )
+        return releasable_seq(kept)
+
+    async def write_segments(self, session_id: str, *, over_holes: bool = False) -> int:
+        """Every durable event stands in a verified segment on return; returns the last one's seq.
+
+        Args:
+            over_holes: leave out what is lost, accepted or not, instead of raising Missing.
+        """
+        after = max(self._journal.released(session_id), self._reach.get(session_id, 0))
+        head = self._journal.heads().get(session_id, 0)
+        if after >= head:
+            return head
+        small, records = await self._last_small(session_id, after)
+        size_bytes = payload_bytes(records)
+        while after < head:
+            try:
+                found = await self._history.read(session_id, after, bytes_max=SEGMENT_BYTES_FULL)
+            except Missing as missing:
+                if not over_holes:
+                    raise
+                after = missing.last_seq
+                continue
+            for record in found:
+                behind_a_loss = record.first_seq > after + 1
+                if records and (behind_a_loss or size_bytes >= SEGMENT_BYTES_FULL):
+                    await self._put(session_id, records)
+                    records, size_bytes = [], 0
+                records.append(trimmed(record, after))
+                after = record.last_seq
+                size_bytes += len(record.payload)
+        if records:
+            await self._put(session_id, records)
+        if small is not None:
+            await self._shelves.recent.delete(small.name)
+            self._event_log.forget(session_id)
+        self._reach[session_id] = after
+        return after
+
+    def forget(self, session_id: str) -> None:
+        """The session's segments are no longer written here."""
+        self._reach.pop(session_id, None)
+
+    async def _last_small(self, session_id: str, released: int) -> tuple[SegmentName | None, list[Record]]:
+        """The last segment, where it is at most half full, and what it holds: it is taken into the next one, or small
+        ones would pile up."""
+        if released:
+            for segment in await self._event_log.segments(session_id):
+                if segment.last_seq == released:
+                    records = await self._event_log.unfold(session_id, segment)
+                    if payload_bytes(records) <= SEGMENT_BYTES_FULL // 2:
+                        return segment, list(records)
+        return None, []
+
+    async def _put(self, session_id: str, records: Sequence[Record]) -> None:
+        first_seq, last_seq = records[0].first_seq, records[-1].last_seq
+        name = segment_name(session_folder(session_id), first_seq, last_seq)
+        if payload_bytes(records) <= INLINE_BYTES_MAX:
+            data = encode_segment(session_id, records)
+        else:
+            data = await to_thread.run_sync(encode_segment, session_id, records)
+        await put_and_read_back(self._shelves.recent, name, data)
+        self._event_log.forget(session_id)
+        self._segments += 1
+        self._events += last_seq - first_seq + 1
+
+    def statistics(self) -> CompactionStatistics:
+        """A frozen value."""
+        return CompactionStatistics(
+            segments_written=self._segments,
+            events_moved=self._events,
+            journal_bytes=self._journal.size_bytes,
+            journal_bytes_max=self._bytes_max,
+        )
+
+
+def payload_bytes(records: Sequence[Record]) -> int:
+    """What they hold."""
+    return sum([len(record.payload) for record in records])
+
+
+def trimmed(record: Record, after_seq: int) -> Record:
+    """The part of a record above `after_seq`."""
+    if record.first_seq > after_seq:
+        return record
+    lines = record.payload.splitlines(keepends=True)[after_seq + 1 - record.first_seq :]
+    return evolve(record, first_seq=after_seq + 1, count=len(lines), payload=b"".join(lines))

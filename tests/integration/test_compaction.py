@@ -1,0 +1,194 @@
+"""The bounded journal: events leave it for segments while sessions go on, and everything reads as before."""
+
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from attrs import evolve
+
+from sojourn.actors.errors import SetAside, StorageFull
+from sojourn.actors.session.actor import Done
+from sojourn.actors.session.commands import AppendLog, Command
+from sojourn.actors.session.wire import read_command, read_create
+from sojourn.runtime.layout import session_folder
+from sojourn.runtime.runtime import Runtime
+from sojourn.runtime.segments import parse_name
+from sojourn.runtime.settings import Settings
+
+from ..support.wait import await_until
+
+pytestmark = pytest.mark.anyio
+
+BOUND = 256 * 1024
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", journal_bytes_max=BOUND, snapshot_interval_s=3600.0)
+
+
+async def new_session(runtime: Runtime) -> str:
+    record, _ = await runtime.create(read_create({"plan": "p", "title": "t"}))
+    session_id: str = record["session_id"]
+    await runtime.ask(session_id, read_command({"type": "session.start"}))
+    return session_id
+
+
+def log_line(n: int, characters: int = 1_000) -> Command:
+    text = f"{n} ".ljust(characters, "x")
+    return Command("log.append", AppendLog(stream="stdout", text=text), None, "", "rep", n)
+
+
+async def seqs(runtime: Runtime, session_id: str) -> list[int]:
+    return [line.seq async for line in runtime.events(session_id)]
+
+
+async def fill(runtime: Runtime, session_id: str, first: int, last: int) -> None:
+    for n in range(first, last + 1):
+        await runtime.ask(session_id, log_line(n))
+
+
+def segments_of(settings: Settings, session_id: str) -> list[tuple[int, int]]:
+    found = [
+        parse_name(path.as_posix())
+        for path in sorted((settings.data_dir / session_folder(session_id)).glob("events-*"))
+    ]
+    return [(segment.first_seq, segment.last_seq) for segment in found if segment is not None]
+
+
+async def test_the_journal_stays_within_its_bound_and_the_history_whole(settings: Settings) -> None:
+    async with Runtime.open(settings) as runtime:
+        session_id = await new_session(runtime)
+        idle = await new_session(runtime)
+        largest = 0
+        for start in range(1, 1_200, 50):
+            await fill(runtime, session_id, start, start + 49)
+            largest = max(largest, runtime.statistics().compaction.journal_bytes)
+        before = await runtime.state(session_id)
+        assert largest <= BOUND + 100_000  # what was under way when the bound was met
+        assert runtime.statistics().compaction.segments_written > 0
+        assert await seqs(runtime, session_id) == list(range(1, 1_203))
+        assert await seqs(runtime, idle) == [1, 2]
+    async with Runtime.open(settings) as runtime:
+        assert await runtime.state(session_id) == before
+        assert await seqs(runtime, session_id) == list(range(1, 1_203))
+        assert await seqs(runtime, idle) == [1, 2]
+        assert await runtime.ask(session_id, log_line(1_200)) == Done(1_202, True)
+        assert await runtime.ask(session_id, log_line(1_201)) == Done(1_203)
+
+
+async def test_an_idle_session_gives_its_rows_up_without_coming_back_to_memory(settings: Settings) -> None:
+    async with Runtime.open(settings) as runtime:
+        idle = await new_session(runtime)
+        assert runtime._kernel.passivate(idle)
+        busy = await new_session(runtime)
+        await fill(runtime, busy, 1, 400)
+        await await_until(lambda: runtime._journal.released(idle) == 2)
+        assert idle not in runtime._kernel.cells
+        assert segments_of(settings, idle) == [(1, 2)]
+        assert await runtime.ask(idle, log_line(1)) == Done(3)
+
+
+async def test_small_segments_are_taken_into_the_next_one(settings: Settings) -> None:
+    async with Runtime.open(settings) as runtime:
+        session_id = await new_session(runtime)
+        for n in range(1, 30):
+            await runtime.ask(session_id, log_line(n, 10))
+            async with runtime._shelves.alone(session_id):
+                upto = await runtime._compactor.move(session_id, n + 2)
+            await runtime._journal.release({session_id: upto})
+        assert segments_of(settings, session_id) == [(1, 31)]
+        assert await seqs(runtime, session_id) == list(range(1, 32))
+
+
+async def test_a_damaged_newest_snapshot_costs_nothing_after_compaction(settings: Settings) -> None:
+    async with Runtime.open(settings) as runtime:
+        session_id = await new_session(runtime)
+        await fill(runtime, session_id, 1, 700)
+        before = await runtime.state(session_id)
+    folder = settings.data_dir / session_folder(session_id)
+    snapshots = sorted(folder.glob("snapshot-*"))
+    assert len(snapshots) == 2
+    for snapshot in reversed(snapshots):  # the newest, then both
+        snapshot.write_bytes(snapshot.read_bytes()[:-100])
+        async with Runtime.open(settings) as runtime:
+            assert await runtime.state(session_id) == before
+
+
+async def test_a_lost_segment_sets_the_session_aside_until_the_loss_is_accepted(settings: Settings) -> None:
+    async with Runtime.open(settings) as runtime:
+        session_id = await new_session(runtime)
+        other = await new_session(runtime)
+        await fill(runtime, session_id, 1, 700)
+        before = await runtime.state(session_id)
+    folder = settings.data_dir / session_folder(session_id)
+    for lost in folder.glob("events-*"):
+        lost.unlink()
+    async with Runtime.open(settings) as runtime:
+        last_lost = runtime._journal.released(session_id)
+        with pytest.raises(SetAside, match="accept-loss") as caught:
+            await runtime.ask(session_id, log_line(701))
+        assert (caught.value.first_seq, caught.value.last_seq) == (1, last_lost)
+        assert await runtime.state(session_id) == before
+        record = await runtime.record(session_id)
+        assert record["damaged"] == {"first_seq": 1, "last_seq": last_lost}
+        await runtime.ask(other, log_line(1))
+        done = await runtime.accept_loss(session_id)
+        assert done == Done(before[0] + 1)
+        assert await runtime.accept_loss(session_id) == Done(done.seq, True)
+        assert await runtime.ask(session_id, log_line(701)) == Done(done.seq + 1)
+        assert (await runtime.record(session_id))["damaged"] is None
+    async with Runtime.open(settings) as runtime:
+        assert await seqs(runtime, session_id) == list(range(last_lost + 1, done.seq + 2))
+        record = await runtime.record(session_id)
+        assert [(loss["first_seq"], loss["last_seq"]) for loss in record["losses"]] == [(1, last_lost)]
+        assert await runtime.ask(session_id, log_line(702)) == Done(done.seq + 2)
+
+
+async def test_a_journal_that_lost_its_end_sets_the_session_aside(settings: Settings) -> None:
+    settings = evolve(settings, snapshot_journal_bytes_min=1)
+    async with Runtime.open(settings) as runtime:
+        session_id = await new_session(runtime)
+    older = {path: path.read_bytes() for path in settings.data_dir.glob("journal.db*")}
+    async with Runtime.open(settings) as runtime:
+        await fill(runtime, session_id, 1, 3)
+        await runtime._snapshotter.write_due()
+        before = await runtime.state(session_id)
+    for path, data in older.items():
+        path.write_bytes(data)
+    async with Runtime.open(settings) as runtime:
+        with pytest.raises(SetAside) as caught:
+            await runtime.ask(session_id, log_line(4))
+        assert (caught.value.first_seq, caught.value.last_seq) == (3, 5)
+        assert await runtime.state(session_id) == before  # the snapshot holds it; the history does not
+        assert await runtime.accept_loss(session_id) == Done(6)
+        assert await runtime.ask(session_id, log_line(4)) == Done(7)
+    async with Runtime.open(settings) as runtime:
+        assert await seqs(runtime, session_id) == [1, 2, 6, 7]
+
+
+async def test_a_journal_that_cannot_be_emptied_refuses_what_would_exceed_its_bound(
+    settings: Settings,
+) -> None:
+    async with Runtime.open(settings) as runtime:
+        session_id = await new_session(runtime)
+        (settings.data_dir / "sessions").write_text("no folder")
+        refused: list[Any] = []
+        n = 0
+        while not refused and n < 2_000:
+            n += 1
+            try:
+                await runtime.ask(session_id, log_line(n))
+            except StorageFull as error:
+                refused.append(error)
+        assert "journal_bytes_max" in str(refused[0])
+        assert await seqs(runtime, session_id) == list(range(1, n + 2))
+        (settings.data_dir / "sessions").unlink()
+        with anyio.fail_after(30):
+            while True:
+                try:
+                    assert await runtime.ask(session_id, log_line(n)) == Done(n + 2)
+                    break
+                except StorageFull:
+                    await anyio.sleep(0.05)

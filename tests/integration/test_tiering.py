@@ -1,0 +1,663 @@
+"""The moves between the tiers: what they keep, what a kill or a fault at any of their calls leaves, and the runtime over them."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from sojourn.actors.errors import (
+    Damaged,
+    InvalidCommand,
+    NoSuchSession,
+    NotSealed,
+    ObjectMissing,
+    SessionSealed,
+    SetAside,
+    StorageFull,
+    StoreUnavailable,
+)
+from sojourn.actors.ports import CatalogQuery, Record
+from sojourn.actors.session.actor import Done
+from sojourn.actors.session.codec import encode_event
+from sojourn.actors.session.commands import Event, HistoryLost
+from sojourn.actors.session.record import decode_record
+from sojourn.actors.session.wire import read_command, read_create
+from sojourn.actors.tiering.core import Work
+from sojourn.runtime.layout import facts_name, manifest_name, session_folder
+from sojourn.runtime.manifest import decode_manifest
+from sojourn.runtime.opening import Stores, SystemClock
+from sojourn.runtime.reader import Reader
+from sojourn.runtime.runtime import Runtime
+from sojourn.runtime.segments import parse_name
+from sojourn.runtime.settings import Settings
+
+from ..support import owner, s3
+from ..support.tiers import (
+    SESSION,
+    START,
+    Killed,
+    Mover,
+    Plan,
+    clone,
+    compact,
+    contents,
+    fallible,
+    memory_stores,
+    record_session,
+)
+from ..support.wait import await_until
+
+pytestmark = pytest.mark.anyio
+LATER = timedelta(days=31)
+
+
+async def recorded(*ends: int, snapshot_at: int = 0) -> Stores:
+    """Stores with one ended session, compacted up to some seqs."""
+    stores = memory_stores()
+    await record_session(stores)
+    await compact(stores, *ends, snapshot_at=snapshot_at)
+    return stores
+
+
+async def tier_of(stores: Stores) -> str:
+    row = await stores.catalog.get(SESSION)
+    assert row is not None
+    return row.tier
+
+
+def names(stores: Stores, shelf: str = "objects") -> list[str]:
+    store: Any = getattr(stores, shelf)
+    return [name.removeprefix(session_folder(SESSION) + "/") for name in sorted(store._objects)]
+
+
+async def test_a_session_is_the_same_to_the_byte_in_every_tier() -> None:
+    stores = await recorded(10, 14, snapshot_at=12)
+    mover = Mover(stores)
+    await mover.seal(SESSION)
+    state, events = await mover.state(), await mover.events()
+    assert events.count(b"\n") == 34
+    await mover.tiering.hand_off(SESSION)
+    assert await tier_of(stores) == "recent"
+    assert (await mover.state(), await mover.events()) == (state, events)
+    await mover.tiering.archive(SESSION)
+    assert await tier_of(stores) == "archive"
+    assert (await mover.state(), await mover.events()) == (state, events)
+    for fresh in (Mover(stores), Mover(clone(stores))):
+        assert (await fresh.state(), await fresh.events()) == (state, events)
+
+
+async def test_hand_off_seals_merges_and_leaves_nothing_else() -> None:
+    stores = await recorded(2, 4, 6, 8, snapshot_at=7)
+    await Mover(stores).tiering.hand_off(SESSION)
+    listed = names(stores)
+    assert listed[-2:] == ["manifest.json", "snapshot-000000000035.json"]
+    spans = [(s.first_seq, s.last_seq) for name in listed[:-2] if (s := parse_name(name))]
+    assert spans == [(1, 9), (10, 16), (17, 23), (24, 30), (31, 35)]
+    assert stores.journal.heads() == {}
+
+
+async def test_the_record_says_where_the_session_is() -> None:
+    stores = await recorded()
+    mover = Mover(stores)
+    folder = session_folder(SESSION)
+    await mover.tiering.hand_off(SESSION)
+    row = await stores.catalog.get(SESSION)
+    assert row is not None
+    record = decode_record(row.record)
+    assert record["storage"] == {
+        "active": False,
+        "archive_path": None,
+        "snapshot_path": f"{folder}/snapshot-000000000035.json",
+    }
+    await mover.tiering.archive(SESSION)
+    row = await stores.catalog.get(SESSION)
+    assert row is not None
+    archived = decode_record(row.record)
+    assert archived["storage"] == {
+        "active": False,
+        "archive_path": f"archive/{folder}/manifest.json",
+        "snapshot_path": None,
+    }
+    assert {**archived, "storage": None, "tier": None} == {**record, "storage": None, "tier": None}
+    assert mover.moved == [SESSION, SESSION]
+
+
+async def test_segments_that_are_large_enough_stay_as_they_are() -> None:
+    stores = await recorded(2, 10, 18, snapshot_at=12)
+    plan = Plan()
+    before = {name for name in names(stores) if parse_name(f"x/{name}") and "000000000001-" not in name}
+    await Mover(fallible(stores, plan)).tiering.hand_off(SESSION)
+    assert before <= set(names(stores))
+    assert "events-000000000001-000000000002.ndjson.zst" in names(stores)
+
+
+async def test_a_segment_that_is_damaged_is_written_anew_from_the_journal() -> None:
+    stores = await recorded(10)
+    name = f"{session_folder(SESSION)}/events-000000000001-000000000010.ndjson.zst"
+    await stores.objects.put(name, b"damaged")
+    mover = Mover(stores)
+    await mover.seal(SESSION)
+    events = await mover.events()
+    await mover.tiering.hand_off(SESSION)
+    assert await mover.events() == events
+
+
+async def test_a_session_that_has_lost_events_stays_active() -> None:
+    stores = await recorded(10, 14, snapshot_at=12)
+    await Mover(stores).seal(SESSION)
+    await stores.objects.delete(f"{session_folder(SESSION)}/events-000000000001-000000000010.ndjson.zst")
+    before = await contents(stores)
+    with pytest.raises(SetAside):
+        await Mover(stores).tiering.hand_off(SESSION)
+    assert await contents(stores) == before
+
+
+async def test_an_accepted_loss_is_a_gap_between_segments_in_every_tier() -> None:
+    stores = await recorded(3, 10, 14, snapshot_at=12)
+    folder = session_folder(SESSION)
+    mover = Mover(stores)
+    lost = f"{folder}/events-000000000004-000000000010.ndjson.zst"
+    await stores.objects.delete(lost)
+    state = (await mover.recovery.recover(SESSION, losses_accepted=True)).state
+    loss = HistoryLost(first_seq=4, last_seq=10)
+    event = Event(state.updated_at or START, None, loss, state.seq + 1, "history.lost")
+    epoch = stores.journal.epoch
+    await stores.journal.append([Record(SESSION, event.seq, 1, epoch, encode_event(event) + b"\n")])
+    await mover.seal(SESSION)
+    before = await mover.state()
+    await mover.tiering.hand_off(SESSION)
+    manifest = decode_manifest(await stores.objects.get(manifest_name(SESSION)), SESSION)
+    assert [(loss.first_seq, loss.last_seq) for loss in manifest.losses] == [(4, 10)]
+    assert [(s.first_seq, s.last_seq) for s in manifest.segments][:2] == [(1, 3), (11, 14)]
+    await mover.tiering.archive(SESSION)
+    assert await Mover(stores).state() == before
+
+
+async def test_a_session_that_is_not_there_is_no_move() -> None:
+    mover = Mover(memory_stores())
+    with pytest.raises(NoSuchSession):
+        await mover.tiering.hand_off(SESSION)
+    with pytest.raises(NoSuchSession):
+        await mover.tiering.archive(SESSION)
+
+
+async def test_a_recent_object_that_is_not_the_listed_one_is_not_archived() -> None:
+    stores = await recorded()
+    mover = Mover(stores)
+    await mover.tiering.hand_off(SESSION)
+    manifest = decode_manifest(await stores.objects.get(manifest_name(SESSION)), SESSION)
+    await stores.objects.put(manifest.segments[0].name, b"another")
+    with pytest.raises(Damaged, match="put it back"):
+        await mover.tiering.archive(SESSION)
+    assert await tier_of(stores) == "recent"
+    assert set(names(stores)) > {"manifest.json"}
+
+
+async def test_what_an_archive_does_not_give_back_is_not_deleted_here() -> None:
+    """I10. The archive takes everything and returns something else."""
+
+    class Forgetful:
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+        async def get(self, name: str) -> bytes:
+            data: bytes = await self._inner.get(name)
+            return data[:-1]
+
+    stores = await recorded()
+    await Mover(stores).tiering.hand_off(SESSION)
+    before = names(stores)
+    wrong: Any = Forgetful(stores.archive)
+    lying = Stores(journal=stores.journal, catalog=stores.catalog, objects=stores.objects, archive=wrong)
+    with pytest.raises(StoreUnavailable, match="does not read back"):
+        await Mover(lying).tiering.archive(SESSION)
+    assert (await tier_of(stores), names(stores)) == ("recent", before)
+    await Mover(stores).tiering.archive(SESSION)
+    assert names(stores) == []
+
+
+# -- a kill, or a fault, at every call ------------------------------------------------------------------------------
+
+
+async def both_moves(mover: Mover) -> None:
+    await mover.tiering.hand_off(SESSION)
+    await mover.tiering.archive(SESSION)
+
+
+async def calls_of_both_moves(stores: Stores) -> int:
+    plan = Plan()
+    await both_moves(Mover(fallible(clone(stores), plan)))
+    return plan.calls
+
+
+async def test_a_kill_at_every_call_of_both_moves_leaves_one_whole_session() -> None:
+    """I8, I9, I10. After each kill the session reads as before it; the next process finishes, and then nothing changes."""
+    stores = await recorded(3, 10, 14, snapshot_at=12)
+    await Mover(stores).seal(SESSION)
+    state, events = await Mover(stores).state(), await Mover(stores).events()
+    done = clone(stores)
+    await both_moves(Mover(done))
+    expected = await contents(done)
+    calls = await calls_of_both_moves(stores)
+    assert calls > 60
+    for kill_at in range(1, calls + 1):
+        left = clone(stores)
+        with pytest.raises(Killed):
+            await both_moves(Mover(fallible(left, Plan(kill_at=kill_at))))
+        fresh = Mover(left)
+        assert (await fresh.state(), await fresh.events()) == (state, events), kill_at
+        await fresh.settle()
+        assert await tier_of(left) in ("recent", "archive")
+        assert (await fresh.state(), await fresh.events()) == (state, events), kill_at
+        fresh.clock.pass_time(LATER.total_seconds())
+        await fresh.settle()
+        assert await contents(left) == expected, kill_at
+        again = Plan()
+        await Mover(fallible(left, again), clock=fresh.clock).settle()
+        assert not {name for name in again.names if name.split(".")[1] in ("put", "delete", "switch")}
+
+
+@pytest.mark.parametrize("fault_done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("fault", [StoreUnavailable("gone"), StorageFull()], ids=["unavailable", "full"])
+async def test_a_fault_at_every_call_of_both_moves_is_told_and_the_next_try_finishes(
+    fault: Exception, fault_done: bool
+) -> None:
+    stores = await recorded(3, 10, 14, snapshot_at=12)
+    await Mover(stores).seal(SESSION)
+    state, events = await Mover(stores).state(), await Mover(stores).events()
+    done = clone(stores)
+    await both_moves(Mover(done))
+    expected = await contents(done)
+    for fault_at in range(1, await calls_of_both_moves(stores) + 1):
+        left = clone(stores)
+        mover = Mover(fallible(left, Plan(fault_at=fault_at, fault=fault, fault_done=fault_done)))
+        with pytest.raises(type(fault)):
+            await both_moves(mover)
+        assert (await mover.state(), await mover.events()) == (state, events), fault_at
+        await both_moves(mover)
+        assert await contents(left) == expected, fault_at
+
+
+async def test_complete_in_both_places_the_archive_wins_and_the_rest_is_swept() -> None:
+    stores = await recorded()
+    mover = Mover(stores)
+    await mover.tiering.hand_off(SESSION)
+    recent = clone(stores)
+    await mover.tiering.archive(SESSION)
+    expected = await contents(stores)
+    for name in [name async for name in recent.objects.list("")]:
+        await stores.objects.put(name, await recent.objects.get(name))
+    assert [w.work for w in await mover.tiering.look(frozenset(), dict.fromkeys(Work, 9), True)] == [
+        Work.ARCHIVE
+    ]
+    await mover.settle()
+    assert await contents(stores) == expected
+
+
+async def test_nothing_is_deleted_here_that_the_archive_does_not_have() -> None:
+    stores = await recorded()
+    mover = Mover(stores)
+    await mover.tiering.hand_off(SESSION)
+    recent = clone(stores)
+    await mover.tiering.archive(SESSION)
+    for name in [name async for name in recent.objects.list("")]:
+        await stores.objects.put(name, await recent.objects.get(name))
+    await stores.archive.delete(manifest_name(SESSION))
+    with pytest.raises(ObjectMissing):
+        await mover.tiering.archive(SESSION)
+    assert names(stores) == names(recent)
+
+
+async def test_a_catalog_that_never_heard_of_the_hand_off_hears_of_it_again() -> None:
+    stores = await recorded()
+    before = clone(stores)
+    await Mover(stores).tiering.hand_off(SESSION)
+    expected = await contents(stores)
+    for catalog in (before.catalog, memory_stores().catalog):
+        older = Stores(
+            journal=stores.journal, catalog=catalog, objects=stores.objects, archive=stores.archive
+        )
+        await Mover(older).settle()
+        assert await contents(older) == expected
+
+
+async def test_a_catalog_that_is_older_than_the_archive_is_told_by_it() -> None:
+    stores = await recorded()
+    mover = Mover(stores)
+    await mover.tiering.hand_off(SESSION)
+    older = clone(stores).catalog
+    state = await mover.state()
+    await mover.tiering.archive(SESSION)
+    expected = await contents(stores)
+    restored = Stores(journal=stores.journal, catalog=older, objects=stores.objects, archive=stores.archive)
+    await Mover(restored).settle()
+    assert await contents(restored) == expected
+    assert await Mover(restored).state() == state
+
+
+async def test_what_was_added_to_a_recent_session_is_handed_over_again() -> None:
+    """As when a person accepts the loss of events of one."""
+    stores = await recorded()
+    mover = Mover(stores)
+    await mover.tiering.hand_off(SESSION)
+    await stores.journal.release({SESSION: 35})
+    event = Event(START, None, HistoryLost(first_seq=1, last_seq=1), 36, "history.lost")
+    epoch = stores.journal.epoch
+    await stores.journal.append([Record(SESSION, 36, 1, epoch, encode_event(event) + b"\n")])
+    fresh = Mover(stores)
+    state, events = await fresh.state(), await fresh.events()
+    await fresh.settle()
+    row = await stores.catalog.get(SESSION)
+    assert row is not None
+    assert (row.tier, row.seq, dict(stores.journal.heads())) == ("recent", 36, {})
+    assert (await fresh.state(), await fresh.events()) == (state, events)
+    assert [name for name in names(stores) if "snapshot" in name] == ["snapshot-000000000036.json"]
+
+
+async def test_a_catalog_that_knows_more_than_the_session_holds_stops_the_move() -> None:
+    stores = await recorded()
+    mover = Mover(stores)
+    await mover.seal(SESSION)
+    row = await stores.catalog.get(SESSION)
+    assert row is not None
+    await stores.catalog.put([evolve(row, seq=99)])
+    with pytest.raises(StoreUnavailable, match="rebuild-catalog"):
+        await mover.tiering.hand_off(SESSION)
+    assert stores.journal.heads() == {SESSION: 35}
+
+
+async def test_a_damaged_manifest_keeps_nobody_else_from_being_found() -> None:
+    stores = await recorded()
+    other = "sess_" + "2" * 32
+    await record_session(stores, other, epoch=stores.journal.epoch)
+    mover = Mover(stores)
+    for session_id in (SESSION, other):
+        await mover.tiering.hand_off(session_id)
+    await stores.objects.put(manifest_name(SESSION), b"{}")
+    empty = memory_stores().catalog
+    lost = Stores(journal=stores.journal, catalog=empty, objects=stores.objects, archive=stores.archive)
+    found = await Mover(lost).tiering.look(frozenset(), dict.fromkeys(Work, 9), True)
+    assert {waiting.session_id for waiting in found} == {SESSION, other}
+    assert [row.session_id for row in await empty.page(CatalogQuery())] == [other]
+    await stores.objects.put(manifest_name(SESSION), b"{}")
+    with pytest.raises(Damaged):
+        await mover.tiering.archive(SESSION)
+
+
+# -- finding what waits ---------------------------------------------------------------------------------------------
+
+
+async def test_what_waits_is_found_within_the_room_there_is() -> None:
+    stores = memory_stores()
+    ids = [f"sess_{n:032x}" for n in range(6)]
+    for session_id in ids:
+        await record_session(stores, session_id, lines=1, epoch=stores.journal.epoch)
+    mover = Mover(stores)
+    rooms = {Work.HAND_OFF: 2, Work.ARCHIVE: 1}
+    found = await mover.tiering.look(frozenset(ids[3:]), rooms, False)
+    assert [w.session_id for w in found] == [ids[2], ids[1]]
+    assert {w.work for w in found} == {Work.HAND_OFF}
+    for session_id in ids[:4]:
+        await mover.tiering.hand_off(session_id)
+    assert await mover.tiering.look(frozenset(ids[4:]), rooms, False) == []
+    mover.clock.pass_time(LATER.total_seconds())
+    found = await mover.tiering.look(frozenset({*ids[4:], ids[0]}), rooms, False)
+    assert [(w.session_id, w.work) for w in found] == [(ids[1], Work.ARCHIVE)]
+
+
+async def test_an_unsealed_session_waits_for_the_rest_of_its_time() -> None:
+    stores = await recorded()
+    mover = Mover(stores)
+    row = await stores.catalog.get(SESSION)
+    assert row is not None
+    mover.clock.wall = row.updated_at + timedelta(seconds=12)
+    rooms = dict.fromkeys(Work, 9)
+    (waiting,) = await mover.tiering.look(frozenset(), rooms, False)
+    assert waiting.due_in_s == 18
+    mover.clock.wall = row.updated_at - timedelta(days=1)  # the wall clock was set back
+    (waiting,) = await mover.tiering.look(frozenset(), rooms, False)
+    assert waiting.due_in_s == 30
+
+
+async def test_a_look_goes_on_behind_what_is_known() -> None:
+    stores = await recorded()
+    row = await stores.catalog.get(SESSION)
+    assert row is not None
+    ids = [f"sess_{n:032x}" for n in range(450)]
+    await stores.catalog.put([evolve(row, session_id=session_id) for session_id in ids])
+    rooms = {Work.HAND_OFF: 500, Work.ARCHIVE: 0}
+    found = await Mover(stores).tiering.look(frozenset(ids[20:]), rooms, False)
+    assert {waiting.session_id for waiting in found} == {SESSION, *ids[:20]}
+
+
+async def test_damaged_facts_cost_no_more_than_themselves() -> None:
+    stores = await recorded()
+    mover = Mover(stores)
+    await mover.seal(SESSION)
+    await mover.tiering.set_facts(SESSION, "named anew", ["slow"])
+    await stores.objects.put(facts_name(SESSION), b"{}")
+    await mover.tiering.archive(SESSION)
+    row = await stores.catalog.get(SESSION)
+    assert row is not None
+    assert (row.tier, row.title) == ("archive", "a title")
+    record = await mover.tiering.set_facts(SESSION, "again", None)
+    assert (record["title"], record["tags"]) == ("again", [])
+
+
+async def test_facts_move_along_and_an_older_session_shows_them() -> None:
+    stores = await recorded()
+    mover = Mover(stores)
+    await mover.seal(SESSION)
+    record = await mover.tiering.set_facts(SESSION, "named anew", ["slow", "flaky"])
+    assert (record["title"], record["tags"], record["tier"]) == ("named anew", ["slow", "flaky"], "recent")
+    await mover.tiering.archive(SESSION)
+    assert facts_name(SESSION) in [name async for name in stores.archive.list("")]
+    row = await stores.catalog.get(SESSION)
+    assert row is not None
+    assert (row.title, decode_record(row.record)["tags"]) == ("named anew", ["slow", "flaky"])
+    record = await mover.tiering.set_facts(SESSION, None, ["slow"])
+    assert (record["title"], record["tags"], record["tier"]) == ("a title", ["slow"], "archive")
+
+
+# -- the runtime over them ------------------------------------------------------------------------------------------
+
+DAY_S = 86_400.0
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", seal_after_s=0.0)
+
+
+async def ended(runtime: Runtime, **fields: Any) -> str:
+    session_id = await owner.create(runtime, plan="nightly", title="a title", **fields)
+    await owner.record_cases(runtime, session_id, [("t::a", "passed", 0.1), ("t::b", "failed", 0.1)])
+    await owner.ask(runtime, session_id, type="session.complete", outcome="failed", exit_code=1)
+    return session_id
+
+
+async def in_tier(runtime: Runtime, session_id: str, tier: str) -> None:
+    async def there() -> bool:
+        return bool((await runtime.record(session_id))["tier"] == tier)
+
+    await await_until(there)
+
+
+async def everything(runtime: Any, session_id: str) -> Any:
+    record = await runtime.record(session_id)
+    lasting = {
+        name: value
+        for name, value in record.items()
+        if name not in ("storage", "tier", "last_sign_at", "duration_s")
+    }
+    state = await runtime.state(session_id)
+    return lasting, state, [line async for line in runtime.events(session_id)]
+
+
+async def test_an_ended_session_is_sealed_and_handed_over_and_reads_the_same(settings: Settings) -> None:
+    async with Runtime.open(settings) as runtime:
+        session_id = await ended(runtime)
+        await in_tier(runtime, session_id, "recent")
+        await await_until(lambda: runtime.statistics().kernel.actors == 1)  # the session has left memory
+        record = await runtime.record(session_id)
+        assert (record["status"], record["storage"]["active"]) == ("completed", False)
+        assert record["sealed_at"] is not None
+        assert (settings.data_dir / record["storage"]["snapshot_path"]).exists()
+        lasting, state, events = await everything(runtime, session_id)
+        assert [line.type for line in events][-2:] == ["session.completed", "session.sealed"]
+        shown, seq, body = await runtime.snapshot(session_id)
+        assert (shown["tier"], seq, body) == ("recent", *state)
+        (row,) = await runtime.page(CatalogQuery(tier=frozenset({"recent"})))
+        assert row == await runtime.record(session_id)
+        assert runtime.statistics().tiering.handed_over == 1
+        await await_until(lambda: runtime.statistics().journal.sessions == 0)
+    async with Runtime.open(settings) as runtime:
+        assert await everything(runtime, session_id) == (lasting, state, events)
+    async with Reader.open(settings.data_dir) as reader:
+        assert await everything(reader, session_id) == (lasting, state, events)
+
+
+async def test_a_reporter_that_seals_is_not_waited_for(settings: Settings) -> None:
+    async with Runtime.open(evolve(settings, seal_after_s=DAY_S)) as runtime:
+        patient = await ended(runtime)
+        session_id = await ended(runtime)
+        batch = [{"type": "log.append", "stream": "s", "text": "late"}, {"type": "session.seal"}]
+        await runtime.ask_batch(session_id, [read_command(command) for command in batch])
+        await in_tier(runtime, session_id, "recent")
+        assert (await runtime.record(patient))["sealed_at"] is None
+        await owner.ask(runtime, patient, type="session.seal")
+        await in_tier(runtime, patient, "recent")
+
+
+@pytest.mark.parametrize("tier", ["recent", "archive"])
+async def test_a_sealed_session_takes_nothing_in_any_tier_and_answers_what_it_took(
+    settings: Settings, tier: str
+) -> None:
+    async with Runtime.open(evolve(settings, recent_days=30 if tier == "recent" else 0)) as runtime:
+        session_id = await owner.create(runtime)
+        log = {"type": "log.append", "stream": "s", "text": "x", "command_id": "c1"}
+        done = await runtime.ask(session_id, read_command(log))
+        await owner.ask(runtime, session_id, type="session.cancel")
+        await in_tier(runtime, session_id, tier)
+        with pytest.raises(SessionSealed):
+            await runtime.ask(session_id, read_command({**log, "command_id": "c2"}))
+        assert await runtime.ask(session_id, read_command(log)) == Done(done.seq, True)
+        assert (await runtime.record(session_id))["tier"] == tier
+        await runtime.page(CatalogQuery())
+        assert (await runtime.record(session_id))["tier"] == tier
+
+
+async def test_the_creation_of_a_session_that_was_handed_over_finds_it_where_it_is(
+    settings: Settings,
+) -> None:
+    create = {"title": "once", "command_id": "c1"}
+    async with Runtime.open(settings) as runtime:
+        record, duplicate = await runtime.create(read_create(create))
+        assert not duplicate
+        await owner.ask(runtime, record["session_id"], type="session.cancel")
+        await in_tier(runtime, record["session_id"], "recent")
+        again, duplicate = await runtime.create(read_create(create))
+        assert duplicate
+        assert again == await runtime.record(record["session_id"])
+
+
+async def test_an_old_session_is_archived_and_reads_the_same(settings: Settings) -> None:
+    async with Runtime.open(settings) as runtime:
+        session_id = await ended(runtime)
+        await in_tier(runtime, session_id, "recent")
+        expected = await everything(runtime, session_id)
+    async with Runtime.open(evolve(settings, recent_days=0)) as runtime:
+        await in_tier(runtime, session_id, "archive")
+        await await_until(lambda: runtime.statistics().tiering.archived == 1)
+        assert await everything(runtime, session_id) == expected
+        path = (await runtime.record(session_id))["storage"]["archive_path"]
+        assert (settings.data_dir / path).exists()
+        assert not (settings.data_dir / session_folder(session_id)).exists()
+        lines = []
+        async with runtime.stream(session_id, after=2) as stream:
+            async for line in stream:
+                lines.append(line)
+                if line.seq == expected[1][0]:
+                    break
+        assert lines == expected[2][2:]
+    async with Reader.open(settings.data_dir) as reader:
+        assert await everything(reader, session_id) == expected
+
+
+async def test_what_was_pending_when_the_process_ended_is_found_by_the_next_one(settings: Settings) -> None:
+    async with Runtime.open(evolve(settings, seal_after_s=DAY_S)) as runtime:
+        session_ids = [await ended(runtime) for _ in range(6)]
+        running = await owner.create(runtime)
+    async with Runtime.open(settings) as runtime:
+        for session_id in session_ids:
+            await in_tier(runtime, session_id, "recent")
+        assert (await runtime.record(running))["tier"] == "active"
+
+
+async def test_an_archive_that_is_away_keeps_nothing_from_being_handed_over_and_is_tried_again() -> None:
+    plan = Plan()
+    stores = memory_stores()
+    away = fallible(stores, plan)
+    mixed = Stores(
+        journal=stores.journal, catalog=stores.catalog, objects=stores.objects, archive=away.archive
+    )
+    plan.killed = True
+    settings = Settings(data_dir=Path("unused"), seal_after_s=0.0, recent_days=0)
+    async with Runtime.over(settings, mixed, SystemClock()) as runtime:
+        first = await ended(runtime)
+        await await_until(lambda: runtime.statistics().tiering.failing)
+        second = await ended(runtime)
+        for session_id in (first, second):
+            await in_tier(runtime, session_id, "recent")
+        plan.killed = False
+        for session_id in (first, second):
+            await in_tier(runtime, session_id, "archive")
+        await await_until(lambda: not runtime.statistics().tiering.failing)
+
+
+async def test_facts_of_a_sealed_session_change_and_those_of_another_do_not(settings: Settings) -> None:
+    async with Runtime.open(settings) as runtime:
+        running = await owner.create(runtime)
+        with pytest.raises(NotSealed, match="is running and not sealed"):
+            await runtime.set_facts(running, title="x")
+        with pytest.raises(NoSuchSession):
+            await runtime.set_facts("sess_" + "0" * 32, title="x")
+        session_id = await ended(runtime)
+        await in_tier(runtime, session_id, "recent")
+        changed = await runtime.set_facts(session_id, title="named", tags=["slow"])
+        assert (changed["title"], changed["tags"]) == ("named", ["slow"])
+        assert await runtime.record(session_id) == changed
+        changed = await runtime.set_facts(session_id, title=None)
+        assert (changed["title"], changed["tags"]) == ("a title", ["slow"])
+        with pytest.raises(InvalidCommand, match="/tags/0"):
+            await runtime.set_facts(session_id, tags=[""])
+        assert await runtime.record(session_id) == changed
+    async with Runtime.open(settings) as runtime:
+        assert await runtime.record(session_id) == changed
+
+
+async def test_a_bucket_is_an_archive_from_which_the_catalog_is_built_anew(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.set_credentials(monkeypatch)
+    with s3.serving() as server:
+        bucket = s3.make_bucket()
+        place = f"s3://{bucket}/prefix"
+        settings = evolve(settings, archive=f"{place}?endpoint={server}", recent_days=0)
+        async with Runtime.open(settings) as runtime:
+            session_id = await ended(runtime)
+            await in_tier(runtime, session_id, "archive")
+            expected = await everything(runtime, session_id)
+            path = (await runtime.record(session_id))["storage"]["archive_path"]
+            assert path == f"{place}/{manifest_name(session_id)}"
+            await await_until(lambda: not (settings.data_dir / session_folder(session_id)).exists())
+        for file in settings.data_dir.glob("catalog.db*"):
+            file.unlink()
+        async with Runtime.open(settings) as runtime:
+            assert (await runtime.record(session_id))["storage"]["archive_path"] == path
+            assert await everything(runtime, session_id) == expected
