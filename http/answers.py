@@ -25,7 +25,7 @@ def json_answer(value: Any, status: int = 200) -> Response:
 
 
 def tagged_answer(
-    request: Request, body: bytes, seq: int, *, status: int = 200, headers: dict[str, str] | None = None
+    request: Request, body: bytes, seq: int | str, *, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
     """`body` with its seq as strong ETag; 304 without a body where `If-None-Match` names that seq (RFC 9110, 13.1.2)."""
     tag = f'"{seq}"'

@@ -17,7 +17,7 @@ from ..runtime.settings import Settings
 from .guard import Guard
 from .problems import NoSuchPath
 from .resource import Resource
-from .routes import commands, events, sessions, system
+from .routes import commands, events, export, sessions, system
 from .stream import StreamRegistry
 
 PREFIX = "/api/v1"
@@ -26,11 +26,13 @@ PREFIX = "/api/v1"
 API: dict[str, Resource] = {
     "/sessions/{session_id}/commands": Resource(POST=commands.send),
     "/sessions/{session_id}/heartbeat": Resource(POST=commands.heartbeat),
+    "/sessions/{session_id}/accept-loss": Resource(POST=commands.accept_loss),
     "/sessions": Resource(GET=sessions.list_sessions, POST=sessions.create),
-    "/sessions/{session_id}": Resource(GET=sessions.show),
+    "/sessions/{session_id}": Resource(GET=sessions.show, PATCH=sessions.change),
     "/sessions/{session_id}/state": Resource(GET=sessions.state),
     "/sessions/{session_id}/events": Resource(GET=events.list_events),
     "/sessions/{session_id}/stream": Resource(GET=events.stream),
+    "/sessions/{session_id}/export": Resource(GET=export.export_session),
 }
 # Probes look for these at the root; a host that mounts us under a prefix finds them beside the API.
 SYSTEM: dict[str, Resource] = {

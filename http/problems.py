@@ -80,11 +80,14 @@ PROBLEMS: dict[type[SojournError], tuple[int, str]] = {
     errors.LimitReached: (422, "A limit of the session is reached"),
     errors.MailboxFull: (429, "The session has too much queued"),
     errors.NoSuchSession: (404, "No such session"),
+    errors.NotSealed: (409, "The session is not sealed yet"),
     errors.NotOpen: (503, "The runtime is not open"),
     errors.OutOfOrder: (409, "Not the source's next number"),
     errors.OwnershipLost: (503, "Another process owns the data folder"),
     errors.Quarantined: (422, "The command was set aside"),
     errors.Rejected: (409, "The session's state forbids it"),
+    errors.SessionSealed: (409, "The session is sealed"),
+    errors.SetAside: (409, "The session has lost events and is set aside"),
     errors.Stopped: (503, "The runtime is not open"),
     errors.StorageFull: (507, "There is no room"),
     errors.StoreError: (503, "A store is unavailable"),
@@ -132,6 +135,11 @@ def problem_response(error: Exception, scope: Scope, request_id: str) -> Respons
             request_id=request_id,
             method=scope["method"],
             path=scope["path"],
+            remedy=(
+                "`sojourn doctor` says what is damaged"
+                if isinstance(error, SojournError)
+                else "this is an error of Sojourn's own; report it with this traceback"
+            ),
             exc_info=error,
         )
     code = error.code if isinstance(error, SojournError) else "internal"

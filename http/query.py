@@ -122,5 +122,6 @@ def decode_cursor(text: str, query: CatalogQuery) -> tuple[datetime, str]:
 
 def _binding(query: CatalogQuery) -> str:
     """Tells one set of filters from another: a mistake is caught, and nothing is kept secret by it."""
-    filters: list[Any] = [query.plan, sorted(query.status) if query.status is not None else None]
+    chosen = [sorted(values) if values is not None else None for values in (query.status, query.tier)]
+    filters: list[Any] = [query.plan, *chosen]
     return hashlib.sha256(msgspec.json.encode(filters)).hexdigest()[:16]

@@ -181,7 +181,12 @@ class EventStream(Response):
                         break
         except Exception as error:
             # It is too late for a problem document. The reader comes back by its last id, and is told then.
-            log.warning("http.stream_broken", session_id=self._session_id, exc_info=error)
+            log.warning(
+                "http.stream_broken",
+                session=self._session_id,
+                remedy="none is needed: the reader comes back by its last id",
+                exc_info=error,
+            )
         outbox.close()
 
     def _lines(self) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Line]]:
@@ -199,7 +204,7 @@ class EventStream(Response):
             if not chunk:
                 return
             if taken_in_time.cancelled_caught:
-                log.info("http.stream_stalled", session_id=self._session_id, stalled_s=STALLED_S)
+                log.info("http.stream_stalled", session=self._session_id, stalled_s=STALLED_S)
                 return
 
 

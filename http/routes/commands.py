@@ -43,6 +43,12 @@ async def heartbeat(request: Request, runtime: Runtime) -> Response:
     return Response(status_code=204)
 
 
+async def accept_loss(request: Request, runtime: Runtime) -> Response:
+    """`POST /sessions/{id}/accept-loss`: a session that has lost events goes on without them."""
+    Query(request)
+    return json_answer(_done(await runtime.accept_loss(existing(request)), Ack.DURABLE))
+
+
 def _outcome(outcome: Done | CallerError, ack: Ack) -> dict[str, Any]:
     if isinstance(outcome, Done):
         return _done(outcome, ack)

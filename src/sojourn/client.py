@@ -190,6 +190,10 @@ class ServerClient:
         path = f"/sessions/{session_id}/commands"
         return _object((await self.request("POST", path, params={"ack": ack}, json=command)).content)
 
+    async def accept_loss(self, session_id: str) -> dict[str, Any]:
+        """The session goes on without the events it has lost: the outcome, with the seq of `history.lost`."""
+        return _object((await self.request("POST", f"/sessions/{session_id}/accept-loss")).content)
+
     async def heartbeat(self, session_id: str) -> None:
         """A sign of life."""
         await self.request("POST", f"/sessions/{session_id}/heartbeat")
@@ -252,6 +256,35 @@ class ServerClient:
                 await response.aclose()
         except (httpx2.HTTPError, OSError) as error:
             raise self._unreachable(error) from error
+
+    async def export(self, session_id: str, kind: str) -> AsyncIterator[bytes]:
+        """The session as a file (`json`, `ndjson` or `junit`), in chunks.
+
+        Raises:
+            ServerProblem: the server refused; nothing came.
+            ServerUnreachable: no connection, or it broke off: what came is not all of it.
+        """
+        path = f"/sessions/{session_id}/export"
+        request = self._http.build_request("GET", path, params={"format": kind}, headers={"accept": "*/*"})
+        taken = 0
+        try:
+            response = await self._http.send(request, stream=True)
+            try:
+                if response.status_code >= 400:
+                    await response.aread()
+                    raise _problem(response)
+                async for chunk in response.aiter_bytes():
+                    taken += len(chunk)
+                    yield chunk
+            finally:
+                await response.aclose()
+        except (httpx2.HTTPError, OSError) as error:
+            if not taken:
+                raise self._unreachable(error) from error
+            raise ServerUnreachable(
+                f"the export broke off after {taken:,} bytes",
+                "try it again; if it breaks off there again, the server's log says why",
+            ) from error
 
     def _unreachable(self, error: Exception) -> ServerUnreachable:
         said = str(error) or type(error).__name__
@@ -320,13 +353,16 @@ def _problem(response: httpx2.Response) -> ServerProblem:
     return ServerProblem(code, detail, response.status_code, retry_after_s=retry_after_s)
 
 
-async def find_or_start_server(data_dir: Path, launched: Launch | None = None) -> bool:
+async def find_or_start_server(
+    data_dir: Path, launched: Launch | None = None, *, config: Path | None = None
+) -> bool:
     """Wait until a server answers on the folder's socket, starting one that ends by itself when it is idle.
 
     Several may do so at once: one server gets the folder, and all find it.
 
     Args:
         launched: the server that the caller has started already, or None.
+        config: the settings file of a server that is started here.
 
     Returns:
         True where we started it, False where it was there.
@@ -340,7 +376,7 @@ async def find_or_start_server(data_dir: Path, launched: Launch | None = None) -
         if launched is None and is_listening(socket_path):
             await _wait_ready(client, data_dir / "serve.log")
             return False
-        server = launched or launch(data_dir)
+        server = launched or launch(data_dir, config)
         try:
             await _wait_ready(client, server.log_path, server.process)
         except ServerNotStarted:

@@ -11,7 +11,6 @@ from attrs import frozen
 from .actors.errors import SojournError
 from .runtime.paths import api_socket_path
 
-PROBE_TIMEOUT_S = 5.0
 IDLE_EXIT_S = 60
 
 
@@ -41,23 +40,33 @@ class Launch:
 
 
 def is_listening(socket_path: Path) -> bool:
-    """Whether a process listens on the socket; a socket file that a dead server left behind does not count."""
+    """Whether a process listens on the socket; a socket file that a dead server left behind does not count. Never waits:
+    a process that is stopped, or too busy to accept, listens."""
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(PROBE_TIMEOUT_S)
+        probe.setblocking(False)
         try:
             probe.connect(os.fspath(socket_path))
+        except BlockingIOError:  # as many wait to be accepted as may
+            return True
         except OSError:
             return False
         return True
 
 
-def launch_if_needed(data_dir: Path) -> Launch | None:
+def launch_if_needed(data_dir: Path, config: Path | None = None) -> Launch | None:
     """Start a server for the folder where none listens; it is waited for in `find_or_start_server`."""
-    return None if is_listening(api_socket_path(data_dir)) else launch(data_dir)
+    return None if is_listening(api_socket_path(data_dir)) else launch(data_dir, config)
 
 
-def launch(data_dir: Path) -> Launch:
-    """Start `sojourn serve` on the folder, out of our terminal and session. Raises ServerNotStarted."""
+def launch(data_dir: Path, config: Path | None = None) -> Launch:
+    """Start `sojourn serve` on the folder, out of our terminal and session.
+
+    Args:
+        config: the settings file that it reads; None lets it look for one itself, and not in our current folder.
+
+    Raises:
+        ServerNotStarted: the data folder cannot be used.
+    """
     data_dir = data_dir.resolve()
     # A name of its own until it is the folder's server: two that start at once would mix their words.
     log_path = data_dir / f"serve-{os.getpid()}.log"
@@ -71,6 +80,8 @@ def launch(data_dir: Path) -> Launch:
         ) from error
     # -P: what lies in the data folder must not be imported.
     command = [sys.executable, "-P", "-m", "sojourn", "serve", "--data", str(data_dir)]
+    if config is not None:
+        command += ["--config", str(config.absolute())]
     # A token that we hold is for a server somewhere; this one is reached by nobody but us.
     environment = {name: value for name, value in os.environ.items() if name != "SOJOURN_TOKEN"}
     with log:

@@ -16,7 +16,7 @@ pytestmark = ON_ASYNCIO
 RECORD_KEYS = {
     "session_id", "created_at", "updated_at", "user_id", "status", "metadata", "storage", "title", "plan", "environment",
     "outcome", "exit_code", "reason", "started_at", "ended_at", "duration_s", "tier", "lost", "last_sign_at", "seq",
-    "epoch", "progress", "results", "resources", "logs",
+    "epoch", "progress", "results", "resources", "logs", "losses", "damaged", "sealed_at", "tags",
 }  # fmt: skip
 
 
@@ -171,7 +171,16 @@ async def test_the_state_is_canonical_json_with_its_seq_as_tag(tmp_path: Path) -
         session_id = await new_session(client)
         response = await client.get(f"/sessions/{session_id}/state")
         state = json.loads(response.content)
-        assert list(state) == ["counters", "header", "progress", "resources", "results", "seq", "updated_at"]
+        assert list(state) == [
+            "counters",
+            "header",
+            "losses",
+            "progress",
+            "resources",
+            "results",
+            "seq",
+            "updated_at",
+        ]
         canonical = json.dumps(state, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         assert response.content == canonical.encode()
         assert response.headers["etag"] == f'"{state["seq"]}"'

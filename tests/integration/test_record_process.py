@@ -11,10 +11,10 @@ import anyio
 import psutil
 
 from sojourn.record.output import OutputFollower
-from sojourn.record.process import Ended, OutputSource, RecordedCommand
+from sojourn.record.process import Ended, Interrupts, OutputSource, RecordedCommand
 from sojourn.record.progress import Plain
 from sojourn.record.sampler import Sample, Sampler
-from sojourn.record.spool import command_lives, remember_command
+from sojourn.record.spool import living_command, remember_command
 from tests.support.facade import ON_ASYNCIO
 from tests.support.wait import await_until
 
@@ -32,7 +32,7 @@ class Run:
         self.source, writing = (
             OutputSource.terminal(terminal_fd, 1)
             if terminal_fd is not None
-            else OutputSource.file(folder / "stdout")
+            else OutputSource.memory("stdout")
         )
         self._passed_fd = os.open(self.passed, os.O_WRONLY | os.O_CREAT)
         self.follower = OutputFollower(
@@ -67,7 +67,6 @@ async def test_output_is_passed_through_as_it_is_and_logged_line_by_line(tmp_pat
     assert run.passed.read_bytes() == b"one\r\ntwo \xff\nrest"
     assert run.texts == ["one", "two �", "rest"]
     assert [command.get("invalid_utf8", False) for command in run.logged] == [False, True, False]
-    assert not (tmp_path / "stdout").exists()
 
 
 async def test_a_large_output_comes_through_whole_and_in_order(tmp_path: Path) -> None:
@@ -75,6 +74,39 @@ async def test_a_large_output_comes_through_whole_and_in_order(tmp_path: Path) -
     await run.to_its_end()
     assert run.texts == [str(n) for n in range(100_000)]
     assert run.passed.read_text().split() == run.texts
+
+
+async def test_a_command_may_empty_its_own_output_and_go_on(tmp_path: Path) -> None:
+    """As `echo > /dev/stderr` does in a shell: what it writes after that comes through."""
+    source, writing = OutputSource.memory("stdout")
+    os.write(writing, b"a long line\n")
+    assert source.read() == b"a long line\n"
+    again = os.open(f"/proc/self/fd/{writing}", os.O_WRONLY | os.O_TRUNC)
+    os.write(again, b"short\n")
+    assert source.available_bytes() == 6
+    assert source.read() == b"short\n"
+    os.write(writing, b"more\n")
+    assert source.read() == b"more\n"
+    assert source.read() == b""
+    source.close()
+    for fd in (again, writing):
+        os.close(fd)
+
+
+async def test_a_second_signal_kills_and_one_that_came_before_the_start_is_not_lost(tmp_path: Path) -> None:
+    run = Run(tmp_path, "sh", "-c", "trap 'echo got it' TERM; echo ready; while :; do sleep 0.02; done")
+    interrupts = Interrupts()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run.follower.run)
+        await await_until(lambda: run.texts)
+        interrupts.take(signal.SIGTERM)
+        interrupts.attach(run.command)
+        await await_until(lambda: "got it" in run.texts)
+        interrupts.take(signal.SIGINT)
+        ended = await run.command.wait()
+        run.follower.end()
+    run.source.close()
+    assert (ended.signal, interrupts.by) == (signal.SIGKILL, signal.SIGTERM)
 
 
 async def test_a_command_with_a_terminal_knows_it_and_its_size(tmp_path: Path) -> None:
@@ -98,16 +130,18 @@ async def test_a_command_survives_its_recorders_death_in_the_middle_of_its_outpu
     script = f"""
 import os, pathlib, signal
 from sojourn.record.process import OutputSource, RecordedCommand
-source, fd = OutputSource.file(pathlib.Path({str(tmp_path / "out")!r}))
+source, fd = OutputSource.memory("stdout")
 child = "import pathlib, time\\nwhile not pathlib.Path('go').exists(): print('x' * 1000, flush=True); time.sleep(0.001)\\n"
 child += "pathlib.Path('survived').touch()"
 command = RecordedCommand.start([{PYTHON!r}, "-c", child], stdout_fd=fd, stderr_fd=fd, environment=os.environ)
+print(command.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = await anyio.run_process([PYTHON, "-c", script], cwd=tmp_path, check=False)
     assert done.returncode == -signal.SIGKILL
-    size = (tmp_path / "out").stat().st_size
-    await await_until(lambda: (tmp_path / "out").stat().st_size > size + 10_000)
+    written = Path(f"/proc/{int(done.stdout)}/fd/1")
+    size = written.stat().st_size
+    await await_until(lambda: written.stat().st_size > size + 10_000)
     (tmp_path / "go").touch()
     await await_until((tmp_path / "survived").exists)
 
@@ -136,12 +170,12 @@ async def test_what_is_still_written_after_the_commands_end_is_not_waited_for(tm
 
 
 async def test_a_remembered_command_is_told_from_another_process_of_its_number(tmp_path: Path) -> None:
-    assert not command_lives(tmp_path)
+    assert living_command(tmp_path) is None
     remember_command(tmp_path, os.getpid())
-    assert command_lives(tmp_path)
-    pid, created = (tmp_path / "command").read_text().split()
-    (tmp_path / "command").write_text(f"{pid} {float(created) - 100}")
-    assert not command_lives(tmp_path)
+    assert living_command(tmp_path) == os.getpid()
+    pid, started_ticks = (tmp_path / "command").read_text().split()
+    (tmp_path / "command").write_text(f"{pid} {int(started_ticks) - 100}")
+    assert living_command(tmp_path) is None
 
 
 # -- resources ------------------------------------------------------------------------------------------------------

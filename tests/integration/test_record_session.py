@@ -2,73 +2,36 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import httpx2
 import pytest
-from attrs import define
 
-from sojourn.runtime.paths import api_socket_path
 from sojourn.runtime.stores.lock import owner_pid
+from tests.support.facade import UNKNOWN_ID
+from tests.support.recording import (
+    DEADLINE_S,
+    PYTHON,
+    Data,
+    command_line,
+    end_server,
+    environment,
+    record,
+    recording,
+    session_id_of,
+)
 from tests.support.serve import Serve, serve
 from tests.support.wait import wait_until
-
-DEADLINE_S = 60.0
-PYTHON = sys.executable
-
-
-@define
-class Data:
-    """A data folder, and a server over it that is ended with the test."""
-
-    folder: Path
-
-    def get(self, path: str) -> Any:
-        transport = httpx2.HTTPTransport(uds=str(api_socket_path(self.folder)))
-        with httpx2.Client(transport=transport, base_url="http://sojourn/api/v1") as client:
-            response = client.get(path)
-            assert response.status_code == 200, response.text
-            return response.json()
-
-    def sessions(self) -> list[dict[str, Any]]:
-        return list(self.get("/sessions")["items"])
-
-    def session(self) -> dict[str, Any]:
-        (record,) = self.sessions()
-        return record
-
-    def events(self, session_id: str) -> list[dict[str, Any]]:
-        return list(self.get(f"/sessions/{session_id}/events?limit=10000")["items"])
-
-    def logged(self, session_id: str, stream: str = "stdout") -> list[str]:
-        events = [event["data"] for event in self.events(session_id) if event["type"] == "log.appended"]
-        return [data["text"] for data in events if data["stream"] == stream]
-
-    @property
-    def spooled(self) -> list[Path]:
-        return list((self.folder / "spool").glob("*"))
-
-    def kill_server(self) -> None:
-        pid = owner_pid(self.folder)
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: owner_pid(self.folder) is None)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Iterator[Data]:
     """Without a server: the first recording starts it."""
     yield Data(tmp_path / "data")
-    if (pid := owner_pid(tmp_path / "data")) is not None:
-        os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: owner_pid(tmp_path / "data") is None)
+    end_server(tmp_path / "data")
 
 
 @pytest.fixture(scope="module")
@@ -76,44 +39,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     folder = tmp_path_factory.mktemp("server")
     with serve(folder / "data", "--no-tcp", log=folder / "log") as running:
         yield running
-
-
-def environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith(("SOJOURN_", "PYTEST_"))}
-
-
-def command_line(folder: Path, *arguments: str) -> list[str]:
-    return [PYTHON, "-m", "sojourn", "record", "--data", str(folder), *arguments]
-
-
-def record(folder: Path, *arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
-        command_line(folder, *arguments),
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        check=False,
-        timeout=DEADLINE_S,
-    )
-    # Decoded here: subprocess would turn carriage returns into line feeds.
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
-
-
-def recording(folder: Path, *arguments: str, cwd: Path | None = None) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        command_line(folder, *arguments),
-        cwd=cwd,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def session_id_of(stderr: str) -> str:
-    found = re.search(r"recording (sess_[0-9a-f]{32})", stderr)
-    assert found, stderr
-    return found[1]
 
 
 def test_a_command_becomes_a_session_with_its_output_and_its_exit(server: Serve, tmp_path: Path) -> None:
@@ -142,7 +67,12 @@ def test_a_command_becomes_a_session_with_its_output_and_its_exit(server: Serve,
         0,
         None,
     )
-    assert document["delivered"] == len(data.events(session_id)) - 1  # the first event is the creation
+    # The first event is the creation and the last the seal, and neither is one of the commands in the spool.
+    assert [event["type"] for event in data.events(session_id)][:: len(data.events(session_id)) - 1] == [
+        "session.created",
+        "session.sealed",
+    ]
+    assert document["delivered"] == len(data.events(session_id)) - 2
     assert not list((server.data_dir / "spool").glob("sess_*"))
 
 
@@ -238,13 +168,14 @@ def test_a_reader_that_goes_away_does_not_end_the_command(server: Serve, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--server", "http://127.0.0.1:9", "--", "touch", "ran"], 125, "no server answers"),
         (["--server", "nonsense", "--", "touch", "ran"], 125, "no server address"),
         (["--json", "missing/r.json", "--", "touch", "ran"], 125, "cannot be written"),
         (["--data", "file/data", "--", "touch", "ran"], 125, "cannot be used"),
         (["--", "no-such-command"], 127, "there is no command no-such-command"),
         (["--", "./file"], 126, "cannot be executed"),
         (["--meta", "novalue", "--", "touch", "ran"], 125, "is no key=value"),
+        (["--resume", "sess_1", "--", "touch", "ran"], 125, "is no session id"),
+        (["--resume", UNKNOWN_ID, "--plan", "p", "--", "touch", "ran"], 125, "does not go with --resume"),
         ([], 125, "no command is given"),
     ],
 )
@@ -265,12 +196,10 @@ def test_what_fails_before_the_command_runs_is_said_with_its_remedy(
 
 
 def test_a_failure_is_in_the_json_document_too(tmp_path: Path) -> None:
-    done = record(
-        tmp_path, "--json", str(tmp_path / "r.json"), "--server", "http://127.0.0.1:9", "--", "true"
-    )
+    done = record(tmp_path, "--json", str(tmp_path / "r.json"), "--server", "nonsense", "--", "true")
     document = json.loads((tmp_path / "r.json").read_text())
     assert document["exit_code"] == done.returncode == 125
-    assert "no server answers" in document["error"]["detail"]
+    assert "no server address" in document["error"]["detail"]
 
 
 # -- servers that are not there, go, and come back ------------------------------------------------------------------
@@ -296,6 +225,7 @@ def test_a_server_that_is_killed_in_between_loses_nothing(data: Data, tmp_path: 
     script = "echo before; touch started; while [ ! -e go ]; do sleep 0.02; done; echo after"
     process = recording(data.folder, "--", "sh", "-c", script, cwd=tmp_path)
     wait_until((tmp_path / "started").exists)
+    wait_until(data.has_sessions)
     data.kill_server()
     (tmp_path / "go").touch()
     _, stderr = process.communicate(timeout=DEADLINE_S)
@@ -347,7 +277,7 @@ def test_a_killed_recorder_leaves_the_command_running_and_the_next_one_delivers(
     assert lost["results"]["passed"] == 3
 
 
-def test_a_folder_that_another_owner_holds_without_a_socket_is_said_to_be_in_use(
+def test_a_folder_that_another_owner_holds_without_a_socket_delays_the_delivery(
     data: Data, tmp_path: Path
 ) -> None:
     from sojourn.runtime.stores.lock import FolderLock
@@ -357,10 +287,14 @@ def test_a_folder_that_another_owner_holds_without_a_socket_is_said_to_be_in_use
         done = record(data.folder, "--", "touch", "ran", cwd=tmp_path)
     finally:
         lock.release()
-    assert done.returncode == 125
+    assert done.returncode == 0
+    assert (tmp_path / "ran").exists()
     assert f"in use by pid {os.getpid()}" in done.stderr
     assert "--server" in done.stderr
-    assert not (tmp_path / "ran").exists()
+    (left,) = data.spooled
+    assert str(left) in done.stderr
+    assert record(data.folder, "--", "true").returncode == 0
+    wait_until(lambda: {one["session_id"] for one in data.sessions()} > {left.name})
 
 
 def test_on_a_terminal_there_is_a_bar_below_the_output_and_nothing_is_left_of_it(server: Serve) -> None:

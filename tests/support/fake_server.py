@@ -1,9 +1,10 @@
 """The part of a server that a recorder talks to, in memory: it numbers, answers duplicates and refuses gaps as the wire says."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from sojourn.actors.session.ids import session_id_for
 from sojourn.client import ServerProblem, ServerUnreachable
 
 
@@ -16,6 +17,8 @@ class FakeServer:
         self.taken: list[dict[str, Any]] = []
         self.batches: list[int] = []
         self.heartbeats = 0
+        self.created: list[dict[str, Any]] = []
+        self.sealed: list[str] = []
         self.troubles: list[ServerProblem | ServerUnreachable] = []
         self.lose_answers = 0
         self.refuse: Callable[[dict[str, Any]], str | None] = lambda command: None
@@ -33,6 +36,19 @@ class FakeServer:
             self.lose_answers -= 1
             raise ServerUnreachable("the connection broke", "send it again")
         return outcomes
+
+    async def create_session(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        if self.troubles:
+            raise self.troubles.pop(0)
+        self.created.append(dict(body))
+        return {"session_id": session_id_for(body["command_id"], body["user_id"])}
+
+    async def command(self, session_id: str, command: Mapping[str, Any]) -> dict[str, Any]:
+        if self.troubles:
+            raise self.troubles.pop(0)
+        assert command["type"] == "session.seal"
+        self.sealed.append(session_id)
+        return {"ok": True}
 
     async def heartbeat(self, session_id: str) -> None:
         if self.troubles:

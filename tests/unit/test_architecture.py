@@ -106,3 +106,20 @@ def test_http_is_no_package_of_its_own() -> None:
 @pytest.mark.parametrize("link", sorted(LINKS))
 def test_the_package_reaches_its_floors_by_links(link: str) -> None:
     assert (ROOT / "src/sojourn" / link).readlink() == Path("../..") / link
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_every_error_that_is_logged_says_what_to_do(floor: str) -> None:
+    """Also where nothing is to be done; and a session goes by one name in every line."""
+    found = []
+    for path in modules(floor):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="log"), attr=level), args=[event, *_]):
+                    fields = {keyword.arg for keyword in node.keywords}
+                    told = f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(event)}"
+                    if level in ("warning", "error", "critical", "exception") and "remedy" not in fields:
+                        found.append(f"{told} has no remedy")
+                    if "session_id" in fields:
+                        found.append(f"{told} should say session")
+    assert found == []

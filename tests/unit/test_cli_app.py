@@ -10,7 +10,19 @@ from sojourn.cli import app
 
 
 def test_every_command_can_be_loaded_and_has_help() -> None:
-    names = ("record", "serve", "ls", "show", "tail", "compare")
+    names = (
+        "record",
+        "serve",
+        "ls",
+        "show",
+        "tail",
+        "compare",
+        "export",
+        "accept-loss",
+        "rebuild-catalog",
+        "settings",
+        "doctor",
+    )
     assert {name for name in app if not name.startswith("-")} == set(names)
     for name in names:
         assert app[name].help

@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,11 @@ EXAMPLES: list[Exception] = [
     errors.MailboxFull("the mailbox", 2.5),
     errors.NoSuchSession("x"),
     errors.NotOpen(),
+    errors.NotSealed("x", "running"),
     errors.OutOfOrder("s", 5, 3),
     errors.Quarantined(),
+    errors.SetAside("x", 3, 4),
+    errors.SessionSealed("x", datetime(2026, 11, 22, tzinfo=UTC)),
     errors.StaleEpoch(),
     errors.Stopped(),
     errors.StorageFull(),

@@ -11,8 +11,18 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from sojourn.actors.session.ids import session_id_for
 from sojourn.client import ServerProblem, ServerUnreachable
-from sojourn.record.delivery import HEARTBEAT_INTERVAL_S, Delivery, Sender, deliver_leftovers
+from sojourn.record.delivery import (
+    BACKOFF_MAX_S,
+    HEARTBEAT_INTERVAL_S,
+    SILENCE_S,
+    Delivery,
+    Sender,
+    create,
+    deliver_leftovers,
+    seal,
+)
 from sojourn.record.spool import Outbox, remember_command, spool_dir
 from tests.support.fake_server import FakeServer
 
@@ -116,10 +126,10 @@ async def test_a_server_that_stays_away_keeps_everything_in_the_outbox(
     delivery = Delivery(outbox, server, sender)
     async with running(delivery):
         assert not await delivery.drain(30)
-        assert trio.current_time() == pytest.approx(30, abs=1)
+        assert trio.current_time() == pytest.approx(SILENCE_S)
         assert delivery.trouble is GONE
         server.troubles.clear()
-        assert await delivery.drain(30)
+        await trio.sleep(BACKOFF_MAX_S)
     assert taken(server) == ["a"]
 
 
@@ -215,6 +225,91 @@ async def test_a_line_that_finds_the_server_busy_is_not_refused(server: FakeServ
     assert len(server.taken) == 1
 
 
+CREATION = {"command_id": "record-1", "user_id": "ann", "plan": "p"}
+
+
+@pytest.fixture
+def uncreated(tmp_path: Path) -> Outbox:
+    """The outbox of a session that no server has heard of."""
+    session_id = session_id_for(CREATION["command_id"], CREATION["user_id"])
+    return Outbox.create(spool_dir(tmp_path), session_id, "", creation=CREATION)
+
+
+async def test_the_session_is_created_before_its_first_command(
+    server: FakeServer, uncreated: Outbox, sender: Sender, autojump_clock: MockClock
+) -> None:
+    server.troubles = [GONE, GONE]
+    uncreated.append(logs("a"))
+    async with running(Delivery(uncreated, server, sender)) as _:
+        await trio.sleep(5)
+    assert server.created == [CREATION]
+    assert taken(server) == ["a"]
+    assert uncreated.is_drained
+
+
+async def test_a_session_that_the_server_has_already_is_not_an_obstacle(
+    server: FakeServer, uncreated: Outbox
+) -> None:
+    server.troubles = [ServerProblem("already_exists", "it exists", 409)]
+    await create(uncreated, server)
+    assert uncreated.is_drained
+
+
+async def test_a_server_that_names_the_session_otherwise_gets_nothing(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    outbox = Outbox.create(spool_dir(tmp_path), SESSION, "", creation=CREATION)
+    with pytest.raises(ServerProblem, match="it calls the session"):
+        await create(outbox, server)
+
+
+class Stopped(FakeServer):
+    """Takes a request and never answers."""
+
+    async def send(self, session_id: str, body: bytes) -> list[dict[str, Any]]:
+        await trio.sleep_forever()
+        raise AssertionError
+
+
+async def test_a_server_that_gives_no_answer_is_waited_for_a_short_while_in_all(
+    outbox: Outbox, sender: Sender, autojump_clock: MockClock
+) -> None:
+    outbox.append(logs("a"))
+    stopped = Stopped()
+    delivery = Delivery(outbox, stopped, Sender(stopped, SESSION, sender.refused_path))
+    async with running(delivery):
+        await trio.sleep(SILENCE_S - 1)
+        assert delivery.silent_s == pytest.approx(SILENCE_S - 1)
+        assert not await delivery.drain(30)
+        assert trio.current_time() == pytest.approx(SILENCE_S)
+        assert not await delivery.drain(30)
+        assert trio.current_time() == pytest.approx(SILENCE_S)
+
+
+async def test_a_server_that_is_being_started_is_waited_for(
+    server: FakeServer, outbox: Outbox, sender: Sender, autojump_clock: MockClock
+) -> None:
+    server.troubles = [GONE]
+
+    async def start() -> None:
+        await trio.sleep(2 * SILENCE_S)
+
+    outbox.append(logs("a"))
+    async with running(delivery := Delivery(outbox, server, sender, start)):
+        assert await delivery.drain(30)
+
+
+@pytest.mark.parametrize("code", ["illegal_in_status", "sealed", "unknown_type"])
+async def test_a_seal_that_is_not_for_now_is_no_trouble(server: FakeServer, code: str) -> None:
+    server.troubles = [ServerProblem(code, "not now", 409)]
+    await seal(SESSION, server)
+    await seal(SESSION, server)
+    assert server.sealed == [SESSION]
+    server.troubles = [ServerProblem("storage_full", "full", 507)]
+    with pytest.raises(ServerProblem, match="full"):
+        await seal(SESSION, server)
+
+
 # -- what dead recorders left ---------------------------------------------------------------------------------------
 
 
@@ -232,6 +327,35 @@ async def test_what_a_dead_recorder_left_is_delivered_and_removed(
     assert taken(server) == ["b", "spilled"]
     assert not outbox.folder.exists()
     assert await deliver_leftovers(tmp_path, server) == 0
+
+
+async def test_a_session_that_no_server_knew_is_created_delivered_and_sealed(
+    server: FakeServer, uncreated: Outbox, tmp_path: Path
+) -> None:
+    uncreated.append(logs("a"))
+    uncreated.close()
+    assert await deliver_leftovers(tmp_path, server) == 1
+    assert server.created == [CREATION]
+    assert server.sealed == [uncreated.session_id]
+
+
+async def test_of_all_that_is_left_one_sessions_part_can_be_delivered(
+    server: FakeServer, outbox: Outbox, uncreated: Outbox, tmp_path: Path
+) -> None:
+    for one in (outbox, uncreated):
+        one.append(logs(one.session_id))
+        one.close()
+    assert await deliver_leftovers(tmp_path, server, outbox.session_id) == 1
+    assert taken(server) == [SESSION]
+
+
+async def test_a_creation_that_is_wrong_is_put_away_and_does_not_hold_up_others(
+    server: FakeServer, uncreated: Outbox, tmp_path: Path
+) -> None:
+    uncreated.close()
+    server.troubles = [ServerProblem("invalid_field", "wrong", 400)]
+    assert await deliver_leftovers(tmp_path, server) == 0
+    assert [path.name for path in spool_dir(tmp_path).iterdir()] == [f"orphan-{uncreated.session_id}"]
 
 
 async def test_a_live_recorder_is_left_alone(server: FakeServer, outbox: Outbox, tmp_path: Path) -> None:

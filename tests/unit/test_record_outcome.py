@@ -14,8 +14,14 @@ def judge(
     killed_by: int | None = None,
     interrupted_by: int | None = None,
     pytest: bool = False,
+    failed_before: int | None = None,
 ) -> Verdict:
-    return verdict(Ended(exit_code, killed_by, 0.0), interrupted_by=interrupted_by, runs_pytest=pytest)
+    return verdict(
+        Ended(exit_code, killed_by, 0.0),
+        interrupted_by=interrupted_by,
+        runs_pytest=pytest,
+        failed_before=failed_before,
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,3 +87,21 @@ def test_only_a_command_that_is_pytest_itself_has_its_exit_codes(
     command: tuple[str, ...], is_pytest: bool
 ) -> None:
     assert runs_pytest(command) is is_pytest
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "is_pytest", "failed_before", "outcome", "reason"),
+    [
+        (0, True, 0, "passed", None),
+        (0, True, 2, "failed", "2 cases failed in an earlier attempt"),
+        (1, True, 2, "failed", None),
+        (5, True, 0, "passed", "every case had a result"),
+        (5, True, 1, "failed", "1 cases failed in an earlier attempt"),
+        (5, False, 0, "failed", None),
+    ],
+)
+def test_a_resumed_session_is_judged_whole(
+    exit_code: int, is_pytest: bool, failed_before: int, outcome: str, reason: str | None
+) -> None:
+    judged = judge(exit_code=exit_code, pytest=is_pytest, failed_before=failed_before)
+    assert (judged.outcome, judged.reason, judged.recorder_exit_code) == (outcome, reason, exit_code)

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from sojourn.record.spool import BATCH_BYTES_MAX, BATCH_LINES_MAX, Outbox, locked_spill, release, spilled
+from sojourn.record.spool import (
+    BATCH_BYTES_MAX,
+    BATCH_LINES_MAX,
+    Outbox,
+    Room,
+    locked_spill,
+    recordings,
+    release,
+    reporters_lost,
+    spilled,
+)
 
 SESSION = "sess_" + "1" * 32
 
@@ -108,19 +118,24 @@ def test_a_removed_outbox_is_gone_with_its_folder(outbox: Outbox) -> None:
     assert Outbox.adopt(outbox.folder) is None
 
 
-def test_a_write_that_fails_leaves_whole_lines_and_no_gap(outbox: Outbox) -> None:
+def test_what_cannot_be_written_waits_in_memory_behind_what_could(outbox: Outbox) -> None:
     outbox.append(logs("a"))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         size = (outbox.folder / "outbox.ndjson").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, limits[1]))
-        with pytest.raises(OSError, match=r"only a part|too large"):
-            outbox.append(logs("lost"))
+        outbox.append(logs("in memory"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    outbox.append(logs("b"))
-    commands = [json.loads(line) for line in outbox.read().lines]
-    assert [(command["n"], command["text"]) for command in commands] == [(1, "a"), (2, "b")]
+    outbox.append(logs("behind it"))
+    commands = []
+    while not outbox.is_drained:
+        batch = outbox.read()
+        commands += [json.loads(line) for line in batch.lines]
+        outbox.acknowledge(batch)
+    assert [(one["n"], one["text"]) for one in commands] == [(1, "a"), (2, "in memory"), (3, "behind it")]
+    outbox.append(logs("on disk again"))
+    assert (outbox.folder / "outbox.ndjson").read_bytes().endswith(outbox.read().lines[0])
 
 
 def test_without_a_usable_folder_the_outbox_goes_to_a_temporary_one(
@@ -161,3 +176,91 @@ def test_a_spill_file_that_another_holds_is_not_read(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with locked_spill(path), pytest.raises(BlockingIOError), locked_spill(path):
         pass
+
+
+def wordy(n: int) -> list[dict[str, Any]]:
+    return logs(*("x" * 60_000 for _ in range(n)))
+
+
+def filled(outbox: Outbox, room: Room) -> int:
+    """How many appends of about 600 kB there was room for."""
+    for count in range(1_000):
+        try:
+            outbox.append(wordy(10), room)
+        except OSError:
+            return count
+    raise AssertionError("there is no bound")
+
+
+def test_lines_of_output_find_no_room_first_and_the_end_of_a_session_last(outbox: Outbox) -> None:
+    assert filled(outbox, Room.LOG) > 0
+    with pytest.raises(OSError, match="as much waits for delivery as may"):
+        outbox.append(wordy(10), Room.LOG)
+    assert filled(outbox, Room.RESULT) > 0
+    with pytest.raises(OSError, match="as much waits for delivery as may"):
+        outbox.append(wordy(10))
+    outbox.append(logs("the end"), Room.END)
+    numbers = []
+    while not outbox.is_drained:
+        batch = outbox.read()
+        numbers += [json.loads(line)["n"] for line in batch.lines]
+        outbox.acknowledge(batch)
+    assert numbers == list(range(1, len(numbers) + 1))
+    outbox.append(logs("there is room again"), Room.LOG)
+
+
+class FullDisk:
+    """No file grows while it lasts."""
+
+    def __enter__(self) -> None:
+        self._limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, self._limits[1]))
+
+    def __exit__(self, *_: object) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, self._limits)
+
+
+def test_what_waits_in_memory_is_bounded_too(outbox: Outbox) -> None:
+    with FullDisk():
+        assert 0 < filled(outbox, Room.LOG) < 10
+        assert 0 < filled(outbox, Room.RESULT) < 10
+        outbox.append(logs("the end"), Room.END)
+    assert outbox.settle() == 0
+    assert outbox.folder.joinpath("outbox.ndjson").stat().st_size > 7_000_000
+
+
+def test_what_never_reaches_the_disk_is_counted_at_the_end(outbox: Outbox) -> None:
+    with FullDisk():
+        outbox.append(logs("a", "b"))
+        assert outbox.settle() == 2
+    assert outbox.is_drained
+    assert outbox.statistics().appended == 0
+
+
+def test_an_outbox_is_drained_only_once_its_session_is_created(tmp_path: Path) -> None:
+    creation = {"command_id": "record-1", "user_id": "ann"}
+    folder = killed(Outbox.create(tmp_path / "spool", SESSION, "", creation=creation))
+    left = adopted(folder)
+    assert left.creation == creation
+    assert not left.is_drained
+    left.created()
+    assert left.is_drained
+    assert adopted(killed(left)).creation is None
+
+
+def test_each_recording_of_a_session_has_a_folder_of_its_own_in_their_order(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    made = [Outbox.create(spool, SESSION, "") for _ in range(11)]
+    other = Outbox.create(spool, "sess_" + "0" * 32, "")
+    assert {outbox.session_id for outbox in made} == {SESSION}
+    folders = [outbox.folder for outbox in made]
+    assert list(recordings(tmp_path)) == [other.folder, *folders]
+    assert list(recordings(tmp_path, SESSION)) == folders
+
+
+def test_what_a_reporter_had_no_room_for_is_known_from_its_spill_file(outbox: Outbox) -> None:
+    (outbox.folder / "reporter.spill").write_bytes(
+        b'{"spill": {"session_id": "sess_1"}}\n{"n": 1}\n{"spill": {"lost": 3, "session_id": "sess_1"}}\n'
+    )
+    (outbox.folder / "reporter.spill.pytest-1").write_bytes(b'{"spill": {"lost": 4, "session_id": null}}\n')
+    assert reporters_lost(outbox.folder) == 7

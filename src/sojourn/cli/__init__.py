@@ -1,4 +1,5 @@
-"""The command line: `sojourn serve`, `record`, `ls`, `show`, `tail`, `compare`.
+"""The command line: `sojourn serve`, `record`, `ls`, `show`, `tail`, `compare`, `export`, `accept-loss`,
+`rebuild-catalog`, `settings`, `doctor`.
 
 A command's module is imported when that command runs, so none pays for another's libraries.
 """
@@ -21,6 +22,23 @@ app.command(
     help="Print the last log lines and results of a session, or follow them.",
 )
 app.command(f"{__name__}.look:compare", name="compare", help="Compare two sessions.")
+app.command(f"{__name__}.export:export", name="export", help="Write a session as JSON, NDJSON or JUnit XML.")
+app.command(
+    f"{__name__}.accept_loss:accept_loss",
+    name="accept-loss",
+    help="Let a session that has lost events go on without them.",
+)
+app.command(
+    f"{__name__}.rebuild_catalog:rebuild_catalog",
+    name="rebuild-catalog",
+    help="Build what lists are read from anew.",
+)
+app.command(
+    f"{__name__}.settings:settings",
+    name="settings",
+    help="Show every setting and where its value comes from.",
+)
+app.command(f"{__name__}.doctor:doctor", name="doctor", help="Look for what is wrong, and say what to do.")
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from cyclopts.validators import Number
 
 from ..actors.session.commands import ENDING_EVENTS
 from ..runtime.history import compare as comparison
+from ..runtime.settings_load import load_settings
 from .render import event_text, print_comparison, print_session, print_sessions, shown_status
 from .screen import Screen, run
 from .source import Event, Source, open_source, resolve
@@ -31,17 +32,31 @@ class Where:
 
     Attributes:
         data: the data folder; unless given, SOJOURN_DATA, else the user's own. A server that owns it is asked through it.
-        server: a server's address, for example http://127.0.0.1:8765, instead of a folder.
-        token: the server's token.
+        server: a server's address, for example http://127.0.0.1:8765, instead of a folder; unless either is given,
+            SOJOURN_SERVER.
+        token: the server's token; unless given, SOJOURN_TOKEN.
+        config: the settings file; unless given, SOJOURN_CONFIG, else sojourn.toml here, else the user's.
     """
 
     data: Path | None = None
     server: str | None = None
-    token: Annotated[str | None, Parameter(env_var="SOJOURN_TOKEN")] = None
+    token: str | None = None
+    config: Path | None = None
 
     def open(self) -> AbstractAsyncContextManager[Source]:
-        """See open_source."""
-        return open_source(self.data, self.server, self.token)
+        """See open_source. Raises InvalidSettings."""
+        flags = {"data_dir": self.data, "server": self.server, "token": self.token}
+        settings = load_settings(config=self.config, flags=flags).settings
+        # A folder named here goes before a server that is named elsewhere.
+        if settings.server is not None and (self.data is None or self.server is not None):
+            return open_source(self.data, settings.server, settings.token)
+        return open_source(
+            settings.data_dir,
+            None,
+            settings.token,
+            log_level=settings.log_level,
+            archive=settings.archive,
+        )
 
 
 HERE = Where()

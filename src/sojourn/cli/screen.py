@@ -1,5 +1,6 @@
 """Standard output of the reading commands: colours on a terminal, plain text in a pipe, and honest exit codes."""
 
+import errno
 import os
 import signal
 import sys
@@ -43,6 +44,18 @@ class Screen:
     def raw(self, data: bytes) -> None:
         """Bytes as they are, and a newline."""
         self._guard(lambda: sys.stdout.write(data.decode() + "\n"))
+
+    def binary(self, data: bytes) -> None:
+        """Bytes as they are, and nothing else."""
+
+        def write() -> None:
+            sys.stdout.flush()
+            rest = memoryview(data)
+            # Past Python's own buffer: what it cannot write (a full disk) it would try again at exit.
+            while rest:
+                rest = rest[os.write(sys.stdout.fileno(), rest) :]
+
+        self._guard(write)
 
     def json(self, document: Any) -> None:
         """One JSON document, indented for a person."""
@@ -109,9 +122,10 @@ def run(body: Callable[[Screen], Awaitable[int]]) -> int:
         remedy = getattr(error, "remedy", None)
         return _failed(f"{error} Here: {remedy}" if remedy and remedy not in str(error) else str(error))
     except OSError as error:
-        return _failed(
-            f"{error.filename or 'input or output'}: {error.strerror}; check that it exists and can be read"
-        )
+        what = error.filename or "input or output"
+        if error.errno == errno.ENOSPC:
+            return _failed(f"{what}: {error.strerror}; free some space")
+        return _failed(f"{what}: {error.strerror}; check that it exists and can be read")
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:

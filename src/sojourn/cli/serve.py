@@ -7,21 +7,22 @@ import socket
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import anyio
 import structlog
-from attrs import frozen
+from attrs import evolve, frozen
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from ..actors.errors import SojournError
+from ..actors.errors import InvalidSettings, SojournError
 from ..http.app import create_app
 from ..http.server import Server, bind_tcp, bound_unix
-from ..runtime.paths import api_socket_path, default_data_dir
+from ..runtime.paths import api_socket_path
 from ..runtime.runtime import Runtime
 from ..runtime.settings import Settings
-from ..runtime.telemetry import configure_logging
+from ..runtime.settings_load import load_settings
+from ..runtime.telemetry import bind_process, configure_logging
 from ..runtime.tuning import tune_process
 
 log = structlog.stdlib.get_logger()
@@ -34,49 +35,66 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 def serve(
     *,
     data: Path | None = None,
-    host: str = "127.0.0.1",
-    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8765,
+    host: str | None = None,
+    port: Annotated[int | None, Parameter(validator=Number(gte=0, lte=65535))] = None,
     tcp: bool = True,
-    token: Annotated[str | None, Parameter(env_var="SOJOURN_TOKEN", show_env_var=True)] = None,
+    token: str | None = None,
     exit_when_idle: Annotated[float | None, Parameter(validator=Number(gte=0))] = None,
+    log_level: Literal["debug", "info", "warning", "error"] | None = None,
+    config: Path | None = None,
 ) -> int:
     """Own a data folder and serve its sessions over HTTP, until Ctrl-C or SIGTERM.
 
-    It listens on loopback and on `api.sock` in the data folder, which only you can open.
+    It listens on loopback and on `api.sock` in the data folder, which only you can open. What no flag says comes from the
+    environment and the settings file; `sojourn settings` shows it.
 
     Parameters
     ----------
     data
         The data folder; made when it is not there. Default: $SOJOURN_DATA, else the user's data folder.
     host
-        Where to listen. Anything but loopback needs a token.
+        Where to listen. Anything but loopback needs a token. Default: 127.0.0.1.
     port
-        The TCP port; 0 takes any free one.
+        The TCP port; 0 takes any free one. Default: 8765.
     tcp
         With --no-tcp it listens on the data folder's socket only.
     token
         Every request must carry it as a bearer token. Rather give it as SOJOURN_TOKEN: others on this machine can
-        read a command line.
+        read a command line. With --no-tcp the settings file's token is not asked for.
     exit_when_idle
         End after so many seconds in which nothing was asked and no session showed signs of life.
+    log_level
+        The lowest level of log lines that is written. Default: info.
+    config
+        The settings file. Default: $SOJOURN_CONFIG, else sojourn.toml here, else the user's.
 
     Returns:
         The exit code: 0 after an ordered stop (Ctrl-C and SIGTERM too), 1 where it could not serve, 2 for a mistake
         on the command line.
     """
-    if token is not None and not token.strip():
+    flags = {"data_dir": data, "host": host, "port": port, "token": token, "log_level": log_level}
+    try:
+        loaded = load_settings(config=config, flags=flags)
+    except InvalidSettings as error:
+        return _fail(str(error), 2)
+    settings = loaded.settings
+    if not tcp and loaded.source("token") not in ("--token", "SOJOURN_TOKEN"):
+        # The file's token is for what others can reach. This socket is its user's alone, who may read it from any folder,
+        # with another file or none.
+        settings = evolve(settings, token=None)
+    if settings.token is not None and not settings.token.strip():
         return _fail("the token is empty; give one, or leave --token and SOJOURN_TOKEN out", 2)
-    if tcp and token is None and not is_loopback(host):
+    if tcp and settings.token is None and not is_loopback(settings.host):
         return _fail(
-            f"{host} can be reached from other machines; give a token with --token or SOJOURN_TOKEN, "
+            f"{settings.host} can be reached from other machines; give a token with --token or SOJOURN_TOKEN, "
             "or listen on 127.0.0.1",
             2,
         )
-    configure_logging()
+    configure_logging(level=settings.log_level)
     options = _Options(
-        settings=Settings(data_dir=data if data is not None else default_data_dir()),
-        address=(host, port) if tcp else None,
-        token=token,
+        settings=settings,
+        address=(settings.host, settings.port) if tcp else None,
+        token=settings.token,
         exit_when_idle_s=exit_when_idle,
     )
     try:
@@ -111,6 +129,7 @@ async def _serve(options: _Options) -> None:
     listener = bind_tcp(*options.address) if options.address is not None else contextlib.nullcontext()
     with listener as tcp:
         async with Runtime.open(options.settings) as runtime:
+            bind_process(epoch=runtime.epoch)
             # Now the folder is ours, so a socket that lies there belongs to no living owner.
             socket_path = api_socket_path(data_dir)
             with bound_unix(socket_path) as unix:
@@ -125,7 +144,6 @@ async def _serve(options: _Options) -> None:
                     url=_url(tcp) if tcp is not None else None,
                     socket=str(socket_path),
                     data=str(data_dir.resolve()),
-                    epoch=runtime.epoch,
                     version=version("sojourn"),
                 )
                 async with anyio.create_task_group() as tasks:

@@ -7,12 +7,15 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import frozen
 
 from ..actors.errors import CallerError, NoSuchSession
 from ..runtime.paths import api_socket_path, default_data_dir
+
+if TYPE_CHECKING:
+    from ..runtime.history.export import Format
 
 PAGE = 500
 
@@ -52,15 +55,26 @@ class Source(Protocol):
         """The events above `after` that there are now."""
         ...
 
+    def export(self, session_id: str, kind: "Format") -> AsyncIterator[bytes]:
+        """The session as a file, in chunks. Where it raises, what came is not all of it."""
+        ...
+
     def follow(self, session_id: str, *, after: int) -> AsyncIterator[Event]:
         """The events above `after`, then those that come, for ever: each once, in order, over broken connections."""
         ...
 
 
 @asynccontextmanager
-async def open_source(data: Path | None, server: str | None, token: str | None) -> AsyncIterator[Source]:
+async def open_source(
+    data: Path | None,
+    server: str | None,
+    token: str | None,
+    *,
+    log_level: str = "info",
+    archive: str | None = None,
+) -> AsyncIterator[Source]:
     """The server at `server`; else the one that answers on the data folder's socket, which knows signs of life; else the
-    folder's files. Raises UnusableFolder, ServerUnreachable."""
+    folder's files. `log_level` is for what is found wrong in those, `archive` as in the settings. Raises UnusableFolder, ServerUnreachable."""
     # Imported where they are needed: the drivers of the one, or the HTTP client of the other, are a fifth of a second.
     if server is not None:
         if data is not None:
@@ -80,7 +94,7 @@ async def open_source(data: Path | None, server: str | None, token: str | None) 
                 return
     from .source_folder import open_folder
 
-    async with open_folder(data_dir) as files:
+    async with open_folder(data_dir, log_level, archive) as files:
         yield files
 
 

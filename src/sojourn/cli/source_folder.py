@@ -1,6 +1,6 @@
 """Sessions read from a data folder's files, without owning it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,10 @@ import anyio
 import msgspec
 
 from ..actors.ports import CatalogQuery
+from ..runtime.history.export import Format, Subject, export
+from ..runtime.live import Line
 from ..runtime.reader import Reader
+from ..runtime.telemetry import configure_logging
 from .source import PAGE, Event
 
 # How often files are looked at when they are followed.
@@ -17,9 +20,12 @@ REFRESH_S = 0.5
 
 
 @asynccontextmanager
-async def open_folder(data_dir: Path) -> AsyncIterator["FolderSource"]:
-    """Raises UnusableFolder where there is nothing to read."""
-    async with Reader.open(data_dir) as reader:
+async def open_folder(
+    data_dir: Path, log_level: str = "info", archive: str | None = None
+) -> AsyncIterator["FolderSource"]:
+    """What is found wrong is logged from `log_level` on. Raises UnusableFolder where there is nothing to read."""
+    configure_logging(level=log_level)
+    async with Reader.open(data_dir, archive=archive) as reader:
         yield FolderSource(reader, str(data_dir.resolve()))
 
 
@@ -46,6 +52,21 @@ class FolderSource:
     async def events(self, session_id: str, *, after: int) -> AsyncIterator[Event]:
         async for line in self._reader.events(session_id, after=after):
             yield Event(line.seq, line.type, line.line)
+
+    async def export(self, session_id: str, kind: Format) -> AsyncIterator[bytes]:
+        record = await self._reader.record(session_id)
+        # A live owner's catalog may be ahead of what was read of its journal.
+        await self._reader.refresh()
+        seq, state = await self._reader.state(session_id)
+        if record["seq"] != seq:
+            record = await self._reader.record(session_id)
+        subject = Subject(record=record, seq=seq, state=state)
+        async for chunk in export(kind, subject, self._all_events(session_id)):
+            yield chunk
+
+    async def _all_events(self, session_id: str) -> AsyncGenerator[Line]:
+        async for line in self._reader.events(session_id):
+            yield line
 
     async def follow(self, session_id: str, *, after: int) -> AsyncIterator[Event]:
         while True:

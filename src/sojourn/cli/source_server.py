@@ -73,6 +73,9 @@ class ServerSource:
         async for event in self._client.events(session_id, after=after, page=PAGE):
             yield _event(event)
 
+    def export(self, session_id: str, kind: str) -> AsyncIterator[bytes]:
+        return self._client.export(session_id, kind)
+
     async def follow(self, session_id: str, *, after: int) -> AsyncIterator[Event]:
         """Raises ServerUnreachable when the server stays away, and what it answers when it is back otherwise."""
         failures = 0

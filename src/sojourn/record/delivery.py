@@ -6,19 +6,21 @@ line in the session's log that says what was refused, and the command itself is 
 """
 
 import contextlib
+import math
+import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import anyio
 import msgspec
 
-from ..client import ServerProblem, ServerUnreachable
+from ..client import ServerNotStarted, ServerProblem, ServerUnreachable
 from .spool import (
     BATCH_LINES_MAX,
     Outbox,
-    command_lives,
+    living_command,
     locked_spill,
     recordings,
     spill_paths,
@@ -31,9 +33,16 @@ HEARTBEAT_INTERVAL_S = 15.0
 LINGER_S = 0.2
 BACKOFF_START_S = 0.1
 BACKOFF_MAX_S = 5.0
+# How long the end of a recording waits for a server that does not take anything: one that gives no answer, or is not
+# there; one that is being started; one that answers that it is busy. The time counts from the first vain try.
+SILENCE_S = 5.0
+STARTING_S = 20.0
+BUSY_S = 15.0
 
 # Codes that say nothing about the command itself; a line of a batch may carry them as well.
 _PASSING = frozenset({"mailbox_full", "store_unavailable", "not_open", "deadline_exceeded", "storage_full"})
+# What a server says that will never take it: no such session, no right to it, a creation that is wrong.
+_HOPELESS_STATUSES = frozenset({400, 401, 403, 404, 413, 421, 422})
 # A batch that is refused whole with one of these holds a line that is wrong: it is found by halving.
 _WRONG_STATUSES = frozenset({400, 413, 422})
 
@@ -44,9 +53,42 @@ class Server(Protocol):
     @property
     def address(self) -> str: ...
 
+    async def create_session(self, body: Mapping[str, Any]) -> dict[str, Any]: ...
+
     async def send(self, session_id: str, body: bytes) -> list[dict[str, Any]]: ...
 
+    async def command(self, session_id: str, command: Mapping[str, Any]) -> dict[str, Any]: ...
+
     async def heartbeat(self, session_id: str) -> None: ...
+
+
+async def create(outbox: Outbox, client: Server) -> None:
+    """Create the outbox's session, unless the server has it. Raises ServerUnreachable and ServerProblem."""
+    if outbox.creation is None:
+        return
+    try:
+        session_id = (await client.create_session(outbox.creation))["session_id"]
+    except ServerProblem as problem:
+        if problem.code != "already_exists":  # the server has forgotten only that it was this creation
+            raise
+    else:
+        if session_id != outbox.session_id:
+            detail = f"it calls the session {session_id}, where its commands are for {outbox.session_id}"
+            raise ServerProblem("another_session", detail, 422)
+    outbox.created()
+
+
+async def seal(session_id: str, client: Server) -> None:
+    """Say that nothing more comes, so that the server need not wait for it. Raises ServerUnreachable and ServerProblem.
+
+    A session that has not ended is left as it is, and a server that does not know this command seals by itself.
+    """
+    command = {"type": "session.seal", "command_id": f"seal-{os.urandom(8).hex()}"}
+    try:
+        await client.command(session_id, command)
+    except ServerProblem as problem:
+        if problem.code not in ("illegal_in_status", "sealed", "unknown_type"):
+            raise
 
 
 class Sender:
@@ -147,10 +189,14 @@ class Delivery:
     ) -> None:
         """`reconnect` is called when nothing answers; it may start a server, and may raise ServerUnreachable."""
         self.trouble: ServerProblem | ServerUnreachable | None = None
+        # The server has taken something, or said that it is there.
+        self.connected = anyio.Event()
         self._outbox = outbox
         self._client = client
         self._sender = sender
         self._reconnect = reconnect
+        self._reconnecting = False
+        self._vain_since: float | None = None
         self._news = anyio.Event()
         self._news_of_delivery = anyio.Event()
         self._draining = anyio.Event()
@@ -158,6 +204,11 @@ class Delivery:
     def notify(self) -> None:
         """Something was added to the outbox."""
         self._news.set()
+
+    @property
+    def silent_s(self) -> float:
+        """How long the server has left what we want of it unanswered, or was not there; 0 while it answers."""
+        return anyio.current_time() - self._vain_since if self._vain_since is not None else 0.0
 
     async def run(self) -> None:
         """Deliver until cancelled."""
@@ -171,18 +222,37 @@ class Delivery:
                 await self._back_off(trouble, failures)
                 failures += 1
             else:
-                self.trouble = None
+                self.trouble = self._vain_since = None
+                self.connected.set()
                 failures = 0
 
     async def drain(self, deadline_s: float) -> bool:
-        """Wait until everything is delivered, at most so long, and not where it cannot be; whether it is."""
+        """Wait until everything is delivered, at most so long, and not where the server takes nothing; whether it is."""
         self._draining.set()
         self._news.set()
         with anyio.move_on_after(deadline_s):
-            while not self._outbox.is_drained and not self._is_hopeless():
+            while not self._outbox.is_drained and self.is_worth_waiting:
                 self._news_of_delivery = anyio.Event()
-                await self._news_of_delivery.wait()
+                with anyio.move_on_after(self._patience_s()):
+                    await self._news_of_delivery.wait()
         return self._outbox.is_drained
+
+    @property
+    def is_worth_waiting(self) -> bool:
+        """Whether the server may take what is left soon."""
+        return self._patience_s() > 0
+
+    def _patience_s(self) -> float:
+        """How much longer it is worth waiting for the server's next sign."""
+        if self._is_hopeless():
+            return 0.0
+        if self._vain_since is None:
+            return math.inf
+        if self._reconnecting:
+            most_s = STARTING_S
+        else:
+            most_s = BUSY_S if isinstance(self.trouble, ServerProblem) else SILENCE_S
+        return most_s - self.silent_s
 
     async def _step(self) -> None:
         if self._outbox.is_drained:
@@ -191,39 +261,56 @@ class Delivery:
             with anyio.move_on_after(HEARTBEAT_INTERVAL_S) as waited:
                 await self._news.wait()
             if waited.cancelled_caught:
+                self._try()
                 await self._client.heartbeat(self._outbox.session_id)
                 return
+        self._try()
+        await create(self._outbox, self._client)
         batch = self._outbox.read()
         await self._sender.send(batch.lines)
         self._outbox.acknowledge(batch)
+        self._vain_since = None
         if len(batch.lines) < BATCH_LINES_MAX:
             with anyio.move_on_after(LINGER_S):
                 await self._draining.wait()
 
+    def _try(self) -> None:
+        if self._vain_since is None:
+            self._vain_since = anyio.current_time()
+
     def _is_hopeless(self) -> bool:
-        """Whether the server says that it will never take this: no such session, no right to it."""
-        return isinstance(self.trouble, ServerProblem) and self.trouble.status in (401, 403, 404)
+        """Whether the server says that it will never take this, or we could not start one."""
+        if isinstance(self.trouble, ServerProblem):
+            return self.trouble.status in _HOPELESS_STATUSES
+        return isinstance(self.trouble, ServerNotStarted)
 
     async def _back_off(self, trouble: ServerProblem | ServerUnreachable, failures: int) -> None:
         if isinstance(trouble, ServerUnreachable) and self._reconnect is not None:
+            self._reconnecting = True
             try:
                 await self._reconnect()
             except ServerUnreachable as worse:
                 self.trouble = worse
+                self._news_of_delivery.set()
             else:
                 if failures == 0:  # the server is there, and only the connection was old
                     return
+            finally:
+                self._reconnecting = False
         delay_s = min(BACKOFF_MAX_S, BACKOFF_START_S * 2**failures) * random.uniform(0.5, 1.0)
         if isinstance(trouble, ServerProblem) and trouble.retry_after_s is not None:
             delay_s = max(delay_s, min(trouble.retry_after_s, 60.0))
         await anyio.sleep(delay_s)
 
 
-async def deliver_leftovers(data_dir: Path, client: Server) -> int:
+async def deliver_leftovers(data_dir: Path, client: Server, session_id: str | None = None) -> int:
     """Deliver what dead recorders left in the folder's spool, and remove what is delivered.
 
     Live recorders, and spill files that a pytest still writes to, are left alone, and so are recordings meant for
-    another server. Their sessions are not ended: nobody knows how they would have.
+    another server. A session whose recorder died before its end is not ended: nobody knows how it would have.
+
+    Args:
+        session_id: only this session's, or None for all.
 
     Returns:
         How many commands were delivered or set aside as refused.
@@ -233,7 +320,7 @@ async def deliver_leftovers(data_dir: Path, client: Server) -> int:
     """
     delivered = 0
     target = "" if client.address.startswith("unix:") else client.address
-    for folder in recordings(data_dir):
+    for folder in recordings(data_dir) if session_id is None else recordings(data_dir, session_id):
         outbox = Outbox.adopt(folder)
         if outbox is None:
             continue
@@ -244,9 +331,9 @@ async def deliver_leftovers(data_dir: Path, client: Server) -> int:
             client, outbox.session_id, spool_dir(data_dir) / f"refused-{outbox.session_id}.ndjson"
         )
         try:
-            delivered += await _deliver_one(outbox, sender)
+            delivered += await _deliver_one(outbox, sender, client)
         except ServerProblem as problem:
-            if problem.code != "no_such_session":
+            if problem.status not in (400, 404, 413, 422):
                 raise
             # It can never be delivered, and is not ours to delete.
             folder.rename(folder.with_name(f"orphan-{folder.name}"))
@@ -255,13 +342,14 @@ async def deliver_leftovers(data_dir: Path, client: Server) -> int:
     return delivered
 
 
-async def _deliver_one(outbox: Outbox, sender: Sender) -> int:
+async def _deliver_one(outbox: Outbox, sender: Sender, client: Server) -> int:
+    await create(outbox, client)
     while not outbox.is_drained:
         batch = outbox.read()
         await sender.send(batch.lines)
         outbox.acknowledge(batch)
     delivered = outbox.statistics().acknowledged
-    if command_lives(outbox.folder):
+    if living_command(outbox.folder) is not None:
         return delivered  # its pytest may have something to spill yet
     # After the outbox: a source's lines in a spill file follow those that the recorder took from it.
     for path in spill_paths(outbox.folder):
@@ -274,6 +362,8 @@ async def _deliver_one(outbox: Outbox, sender: Sender) -> int:
         except BlockingIOError:
             return delivered
     outbox.remove()
+    with contextlib.suppress(ServerProblem, ServerUnreachable):  # then the server does it in its time
+        await seal(outbox.session_id, client)
     return delivered
 
 

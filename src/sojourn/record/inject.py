@@ -40,13 +40,24 @@ def reporter_file() -> Path:
 
 
 def reporting_environment(
-    environment: Mapping[str, str], *, folder: Path, socket_path: Path, spill_path: Path
+    environment: Mapping[str, str],
+    *,
+    folder: Path,
+    socket_path: Path,
+    spill_path: Path,
+    recorded_path: Path | None = None,
 ) -> dict[str, str]:
-    """The environment for the command: `folder` comes first on `PYTHONPATH`, what stood there stays behind it."""
+    """The environment for the command: `folder` comes first on `PYTHONPATH`, what stood there stays behind it.
+
+    `recorded_path` is a JSON list of the case ids that need not run again, or None.
+    """
     before = environment.get("PYTHONPATH")
-    return {
-        **environment,
+    made = {
+        **{name: value for name, value in environment.items() if name != "SOJOURN_REPORT_RECORDED"},
         "PYTHONPATH": os.pathsep.join([str(folder), before] if before else [str(folder)]),
         "SOJOURN_REPORT_SOCKET": str(socket_path),
         "SOJOURN_REPORT_SPILL": str(spill_path),
     }
+    if recorded_path is not None:
+        made["SOJOURN_REPORT_RECORDED"] = str(recorded_path)
+    return made

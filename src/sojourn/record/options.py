@@ -3,12 +3,14 @@
 import getpass
 import os
 import platform
+import re
 import shlex
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import urlsplit
 
 from attrs import field, frozen
 
@@ -18,6 +20,7 @@ from ..runtime.paths import default_data_dir
 TITLE_CHARACTERS_MAX = 120
 # Of the command line as it is kept in the environment; the wire takes 4 KiB for a value.
 COMMAND_CHARACTERS_MAX = 1_000
+_SESSION_ID = re.compile(r"sess_[0-9a-f]{32}\Z")
 
 EXIT_OWN_FAILURE = 125
 EXIT_NOT_EXECUTABLE = 126
@@ -46,6 +49,9 @@ class RecordOptions:
         server: the address of a server; None is the one of the data folder.
         data_dir: the data folder; with `server`, where the spool lies.
         json_path: where the summary goes as one JSON document.
+        config: the settings file that was read, for a server that is started.
+        resume: the id of the session that goes on.
+        junit: patterns of JUnit XML files whose cases become results.
     """
 
     command: tuple[str, ...]
@@ -57,6 +63,9 @@ class RecordOptions:
     data_dir: Path = field(factory=default_data_dir)
     json_path: Path | None = None
     user_id: str | None = None
+    config: Path | None = None
+    resume: str | None = None
+    junit: tuple[str, ...] = ()
 
     @property
     def plan_or_default(self) -> str:
@@ -100,6 +109,8 @@ class RecordOptions:
         if not self.command:
             raise RecordError("no command is given; write it after --, as in: sojourn record -- pytest")
         dict(self._metadata())
+        self._check_server()
+        self._check_resume()
         program = self.command[0]
         if shutil.which(program) is None:
             if os.path.exists(program) and os.sep in program:
@@ -113,6 +124,31 @@ class RecordOptions:
                 raise RecordError(
                     f"{self.json_path} cannot be written ({error.strerror}); give --json another file"
                 ) from error
+
+    def _check_server(self) -> None:
+        if self.server is None:
+            return
+        try:
+            parts = urlsplit(self.server)
+            named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            named = None
+        if not named:
+            raise RecordError(f"{self.server} is no server address; give one such as http://127.0.0.1:8765")
+
+    def _check_resume(self) -> None:
+        if self.resume is None:
+            return
+        if _SESSION_ID.match(self.resume) is None:
+            raise RecordError(
+                f"{self.resume!r} is no session id; `sojourn ls` shows them, as in sess_0193..."
+            )
+        given = {"--plan": self.plan, "--title": self.title, "--meta": self.meta, "--user": self.user_id}
+        for name, value in given.items():
+            if value:
+                raise RecordError(
+                    f"{name} does not go with --resume; the session keeps what it was created with"
+                )
 
 
 def _clean(text: str) -> str:

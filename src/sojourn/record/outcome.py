@@ -10,6 +10,7 @@ from .process import Ended, exit_code_of, signal_name
 
 # pytest: interrupted, internal error, usage error. 1 is failed tests, 5 that none were collected.
 PYTEST_ERROR_CODES = frozenset({2, 3, 4})
+PYTEST_NOTHING_COLLECTED = 5
 PYTEST_NAMES = frozenset({"pytest", "py.test"})
 
 
@@ -37,12 +38,18 @@ class Verdict:
                 return {"type": "session.cancel", **command}
 
 
-def verdict(ended: Ended, *, interrupted_by: int | None, runs_pytest: bool) -> Verdict:
+def verdict(
+    ended: Ended, *, interrupted_by: int | None, runs_pytest: bool, failed_before: int | None = None
+) -> Verdict:
     """The verdict on a command.
+
+    A resumed session is judged whole: it has not passed while a case of an earlier attempt stands as failed, and a pytest
+    that had nothing left to run has not failed. The exit code stays the command's.
 
     Args:
         interrupted_by: the signal with which the user stopped the recording, or None.
         runs_pytest: whether the command is pytest itself, whose exit codes 2 to 4 say that it could not do its work.
+        failed_before: in a resumed session, how many of its cases stand as failed now; otherwise None.
     """
     code = exit_code_of(ended)
     if interrupted_by is not None:
@@ -64,7 +71,13 @@ def verdict(ended: Ended, *, interrupted_by: int | None, runs_pytest: bool) -> V
             status="failed", outcome="error", reason=reason, exit_code=code, recorder_exit_code=code
         )
     outcome = "passed" if code == 0 else "failed"
-    return Verdict(status="completed", outcome=outcome, reason=None, exit_code=code, recorder_exit_code=code)
+    said: str | None = None
+    if failed_before is not None:
+        if runs_pytest and code == PYTEST_NOTHING_COLLECTED:
+            outcome, said = "passed", "every case had a result"
+        if outcome == "passed" and failed_before:
+            outcome, said = "failed", f"{failed_before:,} cases failed in an earlier attempt"
+    return Verdict(status="completed", outcome=outcome, reason=said, exit_code=code, recorder_exit_code=code)
 
 
 def runs_pytest(command: Sequence[str]) -> bool:

@@ -1,20 +1,21 @@
 """The command that is recorded: started so that it outlives its recorder, and ended when the recorder is told to end.
 
-Its output goes to files which the recorder follows: a recorder that dies breaks no pipe. Where the recorder's own
-output is a terminal, the command gets one too (a pseudo-terminal), so that it keeps its colours and its prompt; such
-a command loses its terminal with its recorder, as it would with any terminal that is closed.
+Its output goes to files which the recorder follows: a recorder that dies breaks no pipe, and one that is slow holds
+nothing up. The files lie in memory (memfd_create(2)), where no full disk can fail the command's writes, and are given back
+as they are read. Where the recorder's own output is a terminal, the command gets one too (a pseudo-terminal), so that it
+keeps its colours and its prompt; such a command loses its terminal with its recorder, as it would with any terminal that
+is closed.
 """
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
 import termios
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Self
 
-import anyio
 from attrs import frozen
 
 from .spool import release
@@ -28,18 +29,19 @@ TERMINAL_BYTES_MAX = 1024 * 1024
 class OutputSource:
     """Where the command's output is read from: a file that it appends to, or the near side of a pseudo-terminal."""
 
-    def __init__(self, fd: int, path: Path | None) -> None:
+    def __init__(self, fd: int, *, is_terminal: bool) -> None:
         self._fd = fd
-        self._path = path
+        self._is_terminal = is_terminal
         self._position = 0
         self._released = 0
 
     @classmethod
-    def file(cls, path: Path) -> tuple[Self, int]:
-        """A file, and the descriptor that the command writes to. Raises OSError."""
-        writing = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
-        # Written to punch holes, read to follow.
-        return cls(os.open(path, os.O_RDWR), path), writing
+    def memory(cls, name: str) -> tuple[Self, int]:
+        """A file in memory, and the descriptor that the command writes to. Raises OSError."""
+        fd = os.memfd_create(f"sojourn-{name}")
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+        # One open file twice: reading is by offset, and what is open for appending writes at the end.
+        return cls(fd, is_terminal=False), os.dup(fd)
 
     @classmethod
     def terminal(cls, like_fd: int, rows_less: int) -> tuple[Self, int]:
@@ -51,37 +53,42 @@ class OutputSource:
         attributes[3] &= ~termios.ECHO
         termios.tcsetattr(far, termios.TCSANOW, attributes)
         os.set_blocking(near, False)
-        source = cls(near, None)
+        source = cls(near, is_terminal=True)
         source.resize(like_fd, rows_less)
         return source, far
 
     def resize(self, like_fd: int, rows_less: int) -> None:
         """Give the pseudo-terminal the size of another terminal."""
-        if self._path is None:
+        if self._is_terminal:
             size = os.get_terminal_size(like_fd)
             termios.tcsetwinsize(self._fd, (max(1, size.lines - rows_less), size.columns))
 
     def read(self) -> bytes:
         """What has come since the last call, at most READ_BYTES_MAX; empty where there is nothing (yet)."""
-        if self._path is None:
+        if self._is_terminal:
             try:
                 return os.read(self._fd, READ_BYTES_MAX)
             except OSError:  # nothing yet (EAGAIN), or nobody has the other side open (EIO)
                 return b""
         data = os.pread(self._fd, READ_BYTES_MAX, self._position)
+        if not data and os.fstat(self._fd).st_size < self._position:
+            # A command may empty its own output (`echo > /dev/stderr` does), and goes on at its beginning.
+            self._position = self._released = 0
+            data = os.pread(self._fd, READ_BYTES_MAX, 0)
         self._position += len(data)
         self._released = release(self._fd, self._released, self._position)
         return data
 
     def available_bytes(self) -> int:
         """How much there is to read now; of a terminal, the most that there can be."""
-        return os.fstat(self._fd).st_size - self._position if self._path is not None else TERMINAL_BYTES_MAX
+        if self._is_terminal:
+            return TERMINAL_BYTES_MAX
+        size = os.fstat(self._fd).st_size
+        return size - self._position if size >= self._position else size
 
     def close(self) -> None:
-        """Close it; a file is deleted, which its writers do not notice."""
+        """Close it, which its writers do not notice."""
         os.close(self._fd)
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
 
 
 @frozen
@@ -119,6 +126,8 @@ class RecordedCommand:
 
     async def wait(self) -> Ended:
         """Wait for its end. To be called once; cancelling stops the waiting, not the command."""
+        import anyio  # the command is started before such things are imported
+
         handle = os.pidfd_open(self.pid)
         try:
             await anyio.wait_readable(handle)
@@ -138,6 +147,35 @@ class RecordedCommand:
         """Send a signal to the command and what it started, except what went to a group of its own."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
+
+
+class Interrupts:
+    """What becomes of signals that ask us to end: the first goes to the command, and any further one kills it.
+
+    Attributes:
+        by: the first signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.by: int | None = None
+        self._command: RecordedCommand | None = None
+        self._forwarded = False
+
+    def take(self, number: int) -> None:
+        """A signal has come. Until the command runs it is only remembered."""
+        again = self.by is not None
+        if self.by is None:
+            self.by = number
+        if self._command is not None:
+            self._forwarded = True
+            self._command.signal_group(signal.SIGKILL if again else number)
+
+    def attach(self, command: RecordedCommand) -> None:
+        """The command runs: it gets what has come."""
+        self._command = command
+        if self.by is not None and not self._forwarded:
+            self._forwarded = True
+            command.signal_group(self.by)
 
 
 def exit_code_of(ended: Ended) -> int:

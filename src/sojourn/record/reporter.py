@@ -31,6 +31,8 @@ import pytest
 
 SOCKET_VARIABLE = "SOJOURN_REPORT_SOCKET"
 SPILL_VARIABLE = "SOJOURN_REPORT_SPILL"
+RECORDED_VARIABLE = "SOJOURN_REPORT_RECORDED"
+VARIABLES = (SOCKET_VARIABLE, SPILL_VARIABLE, RECORDED_VARIABLE)
 
 # About 20,000 results: what waits while the recorder is stopped or slow. Beyond, it goes to the spill file.
 QUEUE_BYTES_MAX = 8 * 1024 * 1024
@@ -62,6 +64,7 @@ class Channel:
         self._spill_path = spill_path
         self._spill_fd: int | None = None
         self._given_up = False
+        self._lost = 0
         self._socket: socket.socket | None = None
         self._session_id: str | None = None
         self._welcomed = False
@@ -75,7 +78,10 @@ class Channel:
 
     def put(self, command: dict[str, Any]) -> None:
         """Number the command and send it as soon as that is possible."""
-        if self._given_up or os.getpid() != self._pid:  # a forked child reports nothing
+        if os.getpid() != self._pid:  # a forked child reports nothing
+            return
+        if self._given_up:
+            self._lost += 1
             return
         command["source"] = self.source
         command["n"] = self._n + 1
@@ -107,6 +113,8 @@ class Channel:
                 poll.poll(min(left_s, 0.2) * 1000)
         self._disconnect()
         if self._spill_fd is not None:
+            if self._lost:
+                self._write_header(self._spill_fd, lost=self._lost)
             os.close(self._spill_fd)
             self._spill_fd = None
         self._given_up = True
@@ -196,7 +204,15 @@ class Channel:
         except OSError:
             # Numbers have no gaps, so after a line that is lost none can be taken: nothing more is kept.
             self._given_up = True
+            self._lost = len(self._waiting)
             self._waiting.clear()
+
+    def _write_header(self, fd: int, **more: int) -> None:
+        header = {"spill": dict(more, session_id=self._session_id)}
+        try:
+            os.write(fd, json.dumps(header).encode() + b"\n")
+        except OSError:
+            return  # it is told as far as there is room
 
     def _open_spill(self) -> int:
         if self._spill_path is None:
@@ -209,8 +225,7 @@ class Channel:
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 if os.fstat(fd).st_nlink:
                     if not os.fstat(fd).st_size and self._session_id is not None:
-                        header = {"spill": {"session_id": self._session_id}}
-                        os.write(fd, json.dumps(header).encode() + b"\n")
+                        self._write_header(fd)
                     return fd
             except BlockingIOError:
                 pass
@@ -219,7 +234,35 @@ class Channel:
 
 
 class Naming:
-    """Writes the case's id into every report, in the process that has the item: an xdist worker, else the controller."""
+    """What is done in the process that has the items, an xdist worker or else the controller: the case's id is written
+    into every report, and cases that are recorded already are deselected.
+    """
+
+    def __init__(self, recorded: list[str]) -> None:
+        self._recorded = frozenset(recorded)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        try:
+            dropped = self._dropped(items) if self._recorded else []
+        except Exception:
+            return
+        if dropped:
+            gone = set(map(id, dropped))
+            items[:] = [item for item in items if id(item) not in gone]
+            config.hook.pytest_deselected(items=dropped)
+
+    def _dropped(self, items: list[pytest.Item]) -> list[pytest.Item]:
+        seen: dict[str, int] = {}
+        dropped = []
+        for item in items:
+            if _numbered(_id_of_node(item), seen) in self._recorded:
+                dropped.append(item)
+        return dropped
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        node.workerinput["sojourn_recorded"] = list(self._recorded)
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, None]:
@@ -261,14 +304,21 @@ class Case:
 class Reporter:
     """Folds pytest's reports into one result a case."""
 
-    def __init__(self, channel: Channel, *, copies: int) -> None:
+    def __init__(self, channel: Channel, *, copies: int, recorded: list[str]) -> None:
         self._broken = False
         self._channel = channel
         self._copies = copies
         self._open: dict[tuple[str, Any], Case] = {}
         self._seen: dict[str, int] = {}
-        self._done = 0
-        self._not_collected_count = 0  # modules that count as cases, and are not among the collected items
+        # A module that could not be collected is tried again; a test that has a result is not run again.
+        tests = [case_id for case_id in recorded if "::" in case_id]
+        for case_id in sorted(tests):
+            base, _, number = case_id.rpartition("#")
+            _numbered(base if number.isdigit() and base in self._seen else case_id, self._seen)
+        self._done = len(tests)
+        self._not_collected_count = len(
+            tests
+        )  # cases that are not among the collected items, failed modules too
         self._total: int | None = None
         self._progress_at = 0.0
 
@@ -350,12 +400,9 @@ class Reporter:
                 self._report_progress()
 
     def _record(self, case_id: str, case: Case) -> None:
-        repeats = self._seen[case_id] = self._seen.get(case_id, 0) + 1
-        if repeats > 1:
-            case_id = f"{case_id}#{repeats}"
         command = {
             "type": "result.record",
-            "case_id": case_id,
+            "case_id": _numbered(case_id, self._seen),
             "outcome": case.outcome,
             "duration_s": round(case.duration_s, 6),
             "started_at": case.started_at,
@@ -398,6 +445,12 @@ def _message(report: Any) -> str | None:
 
 def _without_prefix(text: str, prefix: str) -> str:
     return text[len(prefix) :] if text.startswith(prefix) else text
+
+
+def _numbered(case_id: str, seen: dict[str, int]) -> str:
+    """The id, with `#2` where it comes for the second time."""
+    repeats = seen[case_id] = seen.get(case_id, 0) + 1
+    return case_id if repeats == 1 else f"{case_id}#{repeats}"
 
 
 def _case_id(report: Any) -> str:
@@ -473,25 +526,28 @@ def pytest_configure(config: pytest.Config) -> None:
         if getattr(pytest, "version_tuple", (0,)) < (7,):
             return
         if hasattr(config, "workerinput"):  # an xdist worker: its controller reports
-            config.pluginmanager.register(Naming(), "sojourn-naming")
+            recorded = config.workerinput.get("sojourn_recorded", [])
+            config.pluginmanager.register(Naming(recorded), "sojourn-naming")
             return
-        socket_path = os.environ.pop(SOCKET_VARIABLE, None)
-        spill_path = os.environ.pop(SPILL_VARIABLE, None)
-        if socket_path is None:
+        variables = {name: os.environ.pop(name) for name in VARIABLES if name in os.environ}
+        if SOCKET_VARIABLE not in variables:
             return
-        config.add_cleanup(functools.partial(_restore_environment, socket_path, spill_path))
+        # A process that calls `pytest.main` again reports again.
+        config.add_cleanup(functools.partial(os.environ.update, variables))
+        recorded = _recorded(variables.get(RECORDED_VARIABLE))
         each = config.getoption("dist", "no") == "each"
         copies = len(config.getoption("tx", None) or [None]) if each else 1
-        config.pluginmanager.register(Naming(), "sojourn-naming")
-        config.pluginmanager.register(
-            Reporter(Channel(socket_path, spill_path), copies=copies), "sojourn-reporter"
-        )
+        channel = Channel(variables[SOCKET_VARIABLE], variables.get(SPILL_VARIABLE))
+        config.pluginmanager.register(Naming(recorded), "sojourn-naming")
+        config.pluginmanager.register(Reporter(channel, copies=copies, recorded=recorded), "sojourn-reporter")
     except Exception:
         return
 
 
-def _restore_environment(socket_path: str, spill_path: str | None) -> None:
-    """A process that calls `pytest.main` again reports again."""
-    os.environ[SOCKET_VARIABLE] = socket_path
-    if spill_path is not None:
-        os.environ[SPILL_VARIABLE] = spill_path
+def _recorded(path: str | None) -> list[str]:
+    """The cases of the session that have a result. Where the list cannot be read, all run."""
+    try:
+        with open(path or os.devnull, encoding="utf-8") as file:
+            return [str(case_id) for case_id in json.load(file)]
+    except (OSError, ValueError):
+        return []

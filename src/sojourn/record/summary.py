@@ -1,5 +1,6 @@
 """What is said at the end: on stderr, and as one JSON document for `--json`."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from attrs import frozen
 
 from .options import RecordOptions
 from .outcome import Verdict
+from .progress import Display
 from .sampler import Sample
 from .spool import OutboxStatistics
 from .tally import Tally, duration_text
@@ -18,6 +20,8 @@ class Summary:
     """A finished recording. `undelivered_in` is the spool folder that is left, or None where all was delivered."""
 
     session_id: str
+    plan: str
+    attempt: int
     verdict: Verdict
     started_at: str
     ended_at: str
@@ -33,6 +37,16 @@ class Summary:
     server: str
     previous_session_id: str | None
 
+    def tell(self, options: RecordOptions, screen: Display) -> None:
+        """To the person, and to the file of `--json`."""
+        for line in self.lines(options):
+            screen.say(line)
+        if options.json_path is not None:
+            try:
+                write_document(options.json_path, self.document(options))
+            except OSError as error:
+                screen.say(f"warning: {options.json_path} could not be written ({error.strerror})")
+
     def document(self, options: RecordOptions) -> dict[str, Any]:
         """The document of `--json`."""
         return {
@@ -43,8 +57,9 @@ class Summary:
             "exit_code": self.verdict.recorder_exit_code,
             "command": list(options.command),
             "command_exit_code": self.verdict.exit_code,
-            "plan": options.plan_or_default,
+            "plan": self.plan,
             "title": options.title_or_default,
+            "attempt": self.attempt,
             "started_at": self.started_at,
             "ended_at": self.ended_at,
             "duration_s": self.duration_s,
@@ -60,7 +75,7 @@ class Summary:
             "delivered": self.outbox.acknowledged - self.refused,
             "undelivered": self.outbox.appended - self.outbox.acknowledged,
             "refused": self.refused,
-            "lost": self.tally.lost,
+            "lost": self.tally.lost.total(),
             "spool": str(self.undelivered_in) if self.undelivered_in is not None else None,
             "server": self.server,
             "data_dir": str(options.data_dir.resolve()),
@@ -78,6 +93,8 @@ class Summary:
         if more > 0:
             said.append(f"  and {more:,} more")
         said += self._warnings(options)
+        if self.undelivered_in is not None:
+            return said
         if self.previous_session_id is not None:
             pair = f"{self.previous_session_id} {self.session_id}"
             said.append(f"compare it with the one before: sojourn compare {pair}{options.where()}")
@@ -90,22 +107,32 @@ class Summary:
         warnings = []
         if self.undelivered_in is not None:
             left = self.outbox.appended - self.outbox.acknowledged
-            found_again = options.data_dir.resolve() in self.undelivered_in.parents
-            then = "the next `sojourn record` or `sojourn serve` with the same data folder and server delivers them"
             warnings.append(
-                f"warning: {left:,} commands are not delivered ({self.undelivered_because or 'no time was left'}); "
-                f"they are kept in {self.undelivered_in}" + (f", and {then}" if found_again else "")
+                f"warning: {left:,} commands are not delivered ({self.undelivered_because or 'no time was left'})"
             )
+            warnings.append(f"they are kept in {self.undelivered_in}; {self._how_to_deliver(options)}")
         if self.refused:
             warnings.append(
                 f"warning: the server refused {self.refused:,} commands; they and the reasons are in {self.refused_path}"
             )
-        if self.tally.lost:
+        if self.tally.lost.total():
             warnings.append(
-                f"warning: {self.tally.lost:,} commands could not be written to the spool; make room in "
+                f"warning: {self.tally.lost_text()} are not recorded: there was no room for them to wait; make some in "
                 f"{options.data_dir}"
             )
         return warnings
+
+    def _how_to_deliver(self, options: RecordOptions) -> str:
+        data_dir = options.data_dir.resolve()
+        data = f" --data {shlex.quote(str(data_dir))}"
+        if options.server is not None:
+            how = f"the next `sojourn record --server {options.server}{data}` delivers them"
+        else:
+            how = f"`sojourn serve{data}`, or the next `sojourn record` there, delivers them"
+        assert self.undelivered_in is not None
+        if data_dir in self.undelivered_in.parents:
+            return how
+        return f"move that folder into {data_dir / 'spool'}, and {how}"
 
 
 def write_document(path: Path, document: dict[str, Any]) -> None:

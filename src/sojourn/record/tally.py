@@ -13,11 +13,14 @@ OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
 
 @define
 class Tally:
-    """Counts of one recording. A case that is recorded again counts once, as on the server."""
+    """Counts of one recording. A case that is recorded again counts once, as on the server.
+
+    `lost` is by type of command: what found no room to wait for its delivery.
+    """
 
     started: float = field(factory=time.monotonic)
     log_lines: int = 0
-    lost: int = 0
+    lost: Counter[str] = field(factory=Counter)
     failed_cases: dict[str, str] = field(factory=dict)
     _outcomes: dict[str, str] = field(factory=dict)
     _counts: Counter[str] = field(factory=Counter)
@@ -82,6 +85,14 @@ class Tally:
         if not self.total or not self.done:
             return None
         return self.elapsed_s * max(0, self.total - self.done) / self.done
+
+    def lost_text(self) -> str:
+        """`12,345 lines of output, 2 results`; empty where nothing was lost."""
+        names = {"log.append": "lines of output", "result.record": "results", "resource.sample": "samples"}
+        counts: Counter[str] = Counter()
+        for kind, number in self.lost.items():
+            counts[names.get(kind, "other reports")] += number
+        return ", ".join(f"{number:,} {name}" for name, number in counts.items() if number)
 
     def counts_text(self) -> str:
         """`418 passed, 2 failed`."""
