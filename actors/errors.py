@@ -290,6 +290,13 @@ class UnusableArchive(StoreError):
     code = "unusable_archive"
 
 
+class UnusableMirror(StoreError):
+    """The mirror cannot be used: a wrong setting, no server that would do, or a right or the password is missing. Nothing was
+    done, and trying again does not help."""
+
+    code = "unusable_mirror"
+
+
 class ObjectExists(StoreError):
     """A create-only write found an object of that name; nothing was written."""
 

@@ -231,12 +231,15 @@ class MirrorAnswer(enum.Enum):
     DUP = "dup"  # the mirror is at or beyond it already
     GAP = "gap"  # the mirror stands elsewhere: send the session whole
     FENCED = "fenced"  # a higher epoch has written: stop
+    FOREIGN = "foreign"  # what stands in its place is not ours: nothing was touched, and a person has to look
 
 
 @frozen(kw_only=True)
 class MirrorUpdate:
     """Committed events of one session and the documents they touched (None: removed). `whole` replaces what stands
-    there, and then `documents` are all of them and `first_seq` does not matter."""
+    there: then `documents` are all of them, `first_seq` does not matter, and `events` are the last ones up to `last_seq`.
+
+    A session id is 1 to 128 of `[A-Za-z0-9_-]`, and a document's name does not begin with `@`: ValueError otherwise."""
 
     session_id: str
     epoch: int
@@ -259,10 +262,23 @@ class Mirror(Protocol):
     """The live copy that other processes read. Only committed events come here; it may lose all of them."""
 
     async def apply(self, batch: Sequence[MirrorUpdate]) -> list[MirrorAnswer]:
-        """One answer per update, in order; sending a batch again is safe (`dup`). Raises StoreUnavailable: unknown."""
+        """One answer per update, in order; sending a batch again is safe (`dup`).
+
+        A second call may be made while the first is under way: they are applied in the order of the calls, but for a
+        session that is sent whole, whose next update may be answered `gap` until it is.
+
+        Raises:
+            StoreUnavailable: the outcome is unknown; send it again.
+            StorageFull: no room; a part of the batch may have been applied.
+            UnusableMirror: not as it is configured; send it again once that is mended.
+        """
         ...
 
     async def head(self, session_id: str) -> MirrorHead | None: ...
+
+    async def heads(self) -> dict[str, MirrorHead]:
+        """Every session that stands here. What is applied or removed meanwhile may be among them or not."""
+        ...
 
     async def documents(self, session_id: str) -> dict[str, bytes]: ...
 
@@ -270,11 +286,19 @@ class Mirror(Protocol):
         """(seq, event) of what the mirror still holds above `after_seq`."""
         ...
 
-    async def remove(self, session_id: str, epoch: int) -> MirrorAnswer:
-        """The session's keys go; FENCED where a higher epoch has written them."""
+    async def trim(self, session_id: str, epoch: int, upto_seq: int) -> MirrorAnswer:
+        """The session's events up to and with a seq go, since a snapshot holds them; its documents stay. A session that
+        is not here: OK, and nothing happens. Raises as `apply`."""
         ...
 
-    async def close(self) -> None: ...
+    async def remove(self, session_id: str, epoch: int, tier: str = "recent") -> MirrorAnswer:
+        """The session's documents and events go; for an hour it is said here that it lies in `tier` now, and a lower
+        epoch is fenced as before. FENCED where a higher epoch has written them. Raises as `apply`."""
+        ...
+
+    async def close(self) -> None:
+        """What was begun is carried out or has failed. Again: nothing happens."""
+        ...
 
 
 class Clock(Protocol):

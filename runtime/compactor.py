@@ -1,6 +1,7 @@
 """Compaction: events leave the bounded journal for segments, oldest rows first, sessions in memory or not."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from itertools import islice
 
 import anyio
@@ -31,7 +32,6 @@ log = structlog.get_logger("sojourn.compaction")
 AT_ONCE = 8
 SESSIONS_A_RELEASE = 256
 RETRY_S = 1.0
-ROOM_WAIT_S = 2.0
 INLINE_BYTES_MAX = (
     32 * 1024
 )  # compressed at once: a hop to a thread would take longer, and there may be 10,000 of them
@@ -68,6 +68,7 @@ class Compactor:
         self._snapshotter = snapshotter
         self._bytes_max = bytes_max
         self._pressure = Gate()
+        self._hurry = Gate()  # a commit waits for room: not the moment for a pause
         self._freed = anyio.Event()
         # How far each session's segments reach that were verified here; beyond what was released, while it goes on writing.
         self._reach: dict[str, int] = {}
@@ -78,16 +79,18 @@ class Compactor:
         if bytes_to_free(self._journal.size_bytes, self._bytes_max):
             self._pressure.wake()
 
-    async def room(self) -> None:
+    async def room(self, wait_s: float) -> None:
         """Returns at once while the journal is within its bound, else once compaction has freed enough.
 
         Raises:
-            StorageFull: nothing could be moved for `ROOM_WAIT_S`, or the journal took no release.
+            StorageFull: nothing could be moved for `wait_s`, there is no room on the disk to move it to, or the journal
+                takes no release.
         """
         while self._journal.size_bytes > self._bytes_max:
             self._pressure.wake()
+            self._hurry.wake()
             moved, failures = self._moved, self._failures
-            with anyio.move_on_after(ROOM_WAIT_S):
+            with anyio.move_on_after(wait_s):
                 await self._freed.wait()
             if self._moved == moved or self._failures != failures:
                 raise StorageFull(
@@ -103,15 +106,26 @@ class Compactor:
             await self._pressure.wait()
             while bytes_to_free(self._journal.size_bytes, self._bytes_max):
                 if not await self._compacts():
-                    await anyio.sleep(RETRY_S)  # pinned by what fails, and was said so; the rest goes on
+                    # Pinned by what fails, and was said so; the rest goes on.
+                    with anyio.move_on_after(RETRY_S):
+                        await self._hurry.wait()
 
     async def _compacts(self) -> bool:
         try:
             return await self.compact()
         except StoreError as error:  # the journal takes no release: what was moved is found again
-            self._failures += 1
+            self._cannot_free()
             log.error("compaction.failed", error=str(error), remedy="it is tried again; nothing is lost")
             return False
+
+    def _cannot_free(self) -> None:
+        """Whoever waits for room hears it now: the sessions of that commit can be read again."""
+        self._failures += 1
+        self._tell_who_waits()
+
+    def _tell_who_waits(self) -> None:
+        self._freed.set()
+        self._freed = anyio.Event()
 
     async def compact(self) -> bool:
         """Move what the oldest rows hold, as far as the rules allow. Returns whether that brought anything forward: a
@@ -122,14 +136,15 @@ class Compactor:
         while some := list(islice(pending, SESSIONS_A_RELEASE)):
             upto: dict[str, int] = {}
             limiter = anyio.CapacityLimiter(AT_ONCE)
-            async with anyio.create_task_group() as tasks:
-                for session_id, seq in some:
-                    await limiter.acquire_on_behalf_of(session_id)
-                    tasks.start_soon(self._move, session_id, seq, upto, limiter)
-            if upto:
-                await self._journal.release(upto)
-                self._freed.set()
-                self._freed = anyio.Event()
+            # Until they are released: one that was handed over meanwhile would be in the journal's care again.
+            async with AsyncExitStack() as alone:
+                async with anyio.create_task_group() as tasks:
+                    for session_id, seq in some:
+                        await limiter.acquire_on_behalf_of(session_id)
+                        tasks.start_soon(self._move, session_id, seq, upto, limiter, alone)
+                if upto:
+                    await self._journal.release(upto)
+                    self._tell_who_waits()
         freed = before - self._journal.size_bytes
         if needed:
             log.info(
@@ -141,15 +156,20 @@ class Compactor:
         return freed > 0 or self._snapshotter.written > snapshots
 
     async def _move(
-        self, session_id: str, seq: int, upto: dict[str, int], limiter: anyio.CapacityLimiter
+        self,
+        session_id: str,
+        seq: int,
+        upto: dict[str, int],
+        limiter: anyio.CapacityLimiter,
+        alone: AsyncExitStack,
     ) -> None:
         try:
-            async with self._shelves.alone(session_id):
-                if session_id in self._journal.heads():
-                    upto[session_id] = await self.move(session_id, seq)
-                    self._moved += 1
-                else:  # it was handed over meanwhile
-                    self.forget(session_id)
+            await alone.enter_async_context(self._shelves.alone(session_id))
+            if session_id in self._journal.heads():
+                upto[session_id] = await self.move(session_id, seq)
+                self._moved += 1
+            else:  # it was handed over meanwhile
+                self.forget(session_id)
         except (Missing, SetAside) as error:
             log.warning(
                 "session.not_compacted",
@@ -158,6 +178,8 @@ class Compactor:
                 remedy="its error says what to do; the other sessions go on",
             )
         except SojournError as error:
+            if isinstance(error, StorageFull):
+                self._cannot_free()
             log.error(
                 "compaction.failed",
                 session=session_id,

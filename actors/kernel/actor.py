@@ -1,7 +1,7 @@
 """What the kernel asks of an actor, and what it gives one."""
 
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import define, field, frozen
@@ -11,7 +11,7 @@ from .mailbox import Mailbox, MailboxLimits
 from .restart import CrashHistory, Intensity
 
 if TYPE_CHECKING:
-    from .scheduler import Kernel
+    from .lifecycle import Lifecycle
 
 
 class Actor(Protocol):
@@ -63,7 +63,11 @@ class CellState(enum.Enum):
 
 @define(eq=False)
 class Cell:
-    """An actor's place in the registry: it outlives the actor, and holds its mailbox."""
+    """An actor's place in the registry: it outlives the actor, and holds its mailbox.
+
+    While COMMITTING it is the slot that waits, too: `turns` are its messages, `record` what is to be committed, `effects`
+    what leaves with it. An actor has one slot at a time, so a slot needs no object of its own.
+    """
 
     actor_id: str
     spec: ActorSpec
@@ -75,6 +79,9 @@ class Cell:
     solo: int = 0  # so many of the next messages run one per slot: their slot crashed
     active_at: float = 0.0
     timers: "dict[str, Timer] | None" = None
+    turns: Sequence[Envelope] = ()
+    record: Any = None
+    early: bool = False  # one of the messages that wait may be answered before its slot is committed
 
 
 @define(eq=False)
@@ -106,16 +113,6 @@ class JobDone:
     error: Exception | None = None
 
 
-@define(eq=False)
-class Slot:
-    """Up to 64 turns of one actor in a row, and what leaves with them: one record, the answers, the effects."""
-
-    cell: Cell
-    turns: list[Envelope]
-    record: Any
-    effects: "list[Effect] | None"
-
-
 Effect = Callable[[], None]
 
 
@@ -123,7 +120,7 @@ class ActorContext:
     """What an actor may start from within a turn. All of it leaves with the slot: not before its record is committed, and
     not at all where that is refused or the slot crashes."""
 
-    def __init__(self, kernel: "Kernel", cell: Cell) -> None:
+    def __init__(self, kernel: "Lifecycle", cell: Cell) -> None:
         self._kernel = kernel
         self._cell = cell
 

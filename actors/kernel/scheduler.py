@@ -10,40 +10,27 @@ these. So a turn sees only what is durable or of its own slot, whose answers lea
 
 import math
 import random
-import sys
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..errors import (
-    CallerError,
-    DeadlineExceeded,
-    IntensityExceeded,
-    MailboxFull,
-    Quarantined,
-    Stopped,
-    StoreError,
-)
-from .actor import Actor, ActorContext, ActorSpec, Cell, CellState, Job, JobDone, Restart, Slot, Timer
-from .dead_letters import DeadLetters
+from ..errors import CallerError, DeadlineExceeded, IntensityExceeded, MailboxFull, Stopped, StoreError
+from .actor import ActorSpec, Cell, CellState, Timer
 from .envelope import Envelope
-from .mailbox import Mailbox, bytes_of
+from .lifecycle import RESTART, Lifecycle, set_aside
+from .mailbox import Mailbox
 from .park import Gate, Parked
-from .restart import CrashHistory, next_start
 from .statistics import KernelStatistics
-from .wheel import Wheel
 
 SLOT_MESSAGES_MAX = 64
 SLOT_S = 0.002
 STEP_S = 0.004
 TURNS_A_CLOCK = 8
 
-ABSENT, STARTING, IDLE, QUEUED = CellState.ABSENT, CellState.STARTING, CellState.IDLE, CellState.QUEUED
-RUNNING, COMMITTING = CellState.RUNNING, CellState.COMMITTING
-BACKOFF, QUARANTINED = CellState.BACKOFF, CellState.QUARANTINED
+ABSENT, IDLE, QUEUED, RUNNING = CellState.ABSENT, CellState.IDLE, CellState.QUEUED, CellState.RUNNING
+COMMITTING, BACKOFF, QUARANTINED = CellState.COMMITTING, CellState.BACKOFF, CellState.QUARANTINED
 
 
-class Kernel:
+class Kernel(Lifecycle):
     """The registry of actors and the scheduler over them.
 
     Args:
@@ -65,30 +52,15 @@ class Kernel:
         starts_max: int = 50,
         before_step: Callable[[], None] = lambda: None,
     ) -> None:
-        self.clock = clock
+        super().__init__(clock=clock, dynamic=dynamic, random_=random_, starts_max=starts_max)
         self.now = clock()  # of the last step
-        self.cells: dict[str, Cell] = {}
-        self.outbox: list[Slot] = []
-        self.starts: list[tuple[Cell, ActorContext]] = []
-        self.jobs: list[Job] = []
-        self.dead_letters = DeadLetters()
-        self.ready = Gate()  # woken when there is something to step
+        self.outbox: list[Cell] = []
         self.commits = Gate()  # woken when there is something in the outbox
         self._before_step = before_step
-        self._dynamic = dynamic
-        self._random = random_
         self._inbound_bytes_max = inbound_bytes_max
-        self._starts_max = starts_max
-        self._run_queue: deque[Cell] = deque()
-        self._start_queue: deque[Cell] = deque()
-        self._starting = 0
-        self._wheel = Wheel()
-        self._inbound_bytes = 0
-        self._awaiting = 0
-        self._accepted = self._replied = self._rejected = self._expired = 0
-        self._quarantined = self._refused = self._slots = self._crashes = 0
+        self._accepted = self._replied = self._expired = self._refused = self._slots = 0
 
-    # -- sending ---------------------------------------------------------------------------------------------------
+    # -- sending ------------------------------------------------------------------------------------------------------
 
     def spawn(self, actor_id: str, spec: ActorSpec) -> None:
         """Register an actor; it starts with its first message. Raises ValueError for an id that is taken."""
@@ -106,7 +78,6 @@ class Kernel:
         actor_id: str,
         message: Any,
         reply: Parked,
-        *,
         deadline_s: float = 30.0,
         size_bytes: int = 0,
         early: bool = False,
@@ -115,7 +86,8 @@ class Kernel:
         """Put a message into the mailbox; awaiting the returned `reply` gives its answer or raises its error.
 
         Not async, and `reply` comes from the caller's `parking()`: an ask is worth two task switches, and a coroutine
-        between them would cost a tenth. A caller that is cancelled leaves the message where it is.
+        between them would cost a tenth. A caller that is cancelled leaves the message where it is. Arguments may
+        be given by place, because by keyword they cost half as much as a message object does.
 
         Args:
             deadline_s: then `reply` raises DeadlineExceeded: the outcome is unknown.
@@ -126,13 +98,33 @@ class Kernel:
         """
         cell = self.cells.get(actor_id) or self._virtual(actor_id)
         envelope = Envelope(message, size_bytes, reply, early, control)
-        self._accept(cell, envelope)
-        if self._wheel.add(envelope, self.clock() + deadline_s):
+        inbound_bytes = self._inbound_bytes + size_bytes
+        if cell.state is IDLE and inbound_bytes <= self._inbound_bytes_max and not control:
+            # `_accept`, inlined for its common case: an idle actor's mailbox is empty, so no bound of it is near.
+            cell.mailbox.normal = [envelope]
+            cell.mailbox.payload_bytes = size_bytes
+            cell.state = QUEUED
+            self._inbound_bytes = inbound_bytes
+            self._accepted += 1
+            run_queue = self._run_queue
+            if not run_queue:
+                self.ready.wake()
+            run_queue.append(cell)
+        else:
+            self._accept(cell, envelope)
+        if early:
+            cell.early = True
+        deadline = self.clock() + deadline_s
+        wheel = self._wheel
+        if deadline < wheel.until and deadline >= wheel.since:
+            envelope.bucket = bucket = wheel.bucket
+            bucket.add(envelope)
+        elif wheel.add(envelope, deadline):
             self.ready.wake()  # the alarm that is set may be later, and nothing else may be ready
         return reply
 
     def tell_or_bury(self, actor_id: str, message: Any, *, control: bool = False) -> None:
-        """A tell from inside the kernel: there is nobody to answer, so a refusal makes it a dead letter."""
+        """See Lifecycle.tell_or_bury."""
         try:
             self.tell(actor_id, message, control=control)
         except (MailboxFull, IntensityExceeded, Stopped) as refusal:
@@ -147,17 +139,14 @@ class Kernel:
 
     def _accept(self, cell: Cell, envelope: Envelope) -> None:
         state = cell.state
-        if state is QUARANTINED:
-            self._refused += 1
-            raise IntensityExceeded(
-                f"{cell.actor_id} crashed too often and is set aside until it is released"
-            )
         size_bytes = envelope.size_bytes
         try:
+            if state is QUARANTINED:
+                raise set_aside(cell)
             if size_bytes and self._inbound_bytes + size_bytes > self._inbound_bytes_max:
                 raise MailboxFull(f"the node's inbound budget ({self._inbound_bytes_max:,} bytes)")
             cell.mailbox.put(envelope)
-        except MailboxFull:
+        except (MailboxFull, IntensityExceeded):
             self._refused += 1
             raise
         self._accepted += 1
@@ -167,14 +156,13 @@ class Kernel:
             return
         if state is IDLE:
             cell.state = QUEUED
-            run_queue = self._run_queue
-            run_queue.append(cell)
-            if len(run_queue) == 1:
+            if not self._run_queue:
                 self.ready.wake()
+            self._run_queue.append(cell)
         elif state is ABSENT:
             self._start_soon(cell)
 
-    # -- stepping --------------------------------------------------------------------------------------------------
+    # -- stepping -----------------------------------------------------------------------------------------------------
 
     def step(self, now: float) -> float:
         """Run what is ready, for about 4 ms at most.
@@ -191,138 +179,153 @@ class Kernel:
         if now >= wheel.next_at():
             for entry in wheel.due(now):
                 self._due(entry)
-        run_queue = self._run_queue
-        run_slot = self._run_slot
-        clock = self.clock
-        until = now + STEP_S
-        turns = 0
-        while run_queue:
-            turns += run_slot(run_queue.popleft(), now)
-            if turns >= TURNS_A_CLOCK:
-                turns = 0
-                now = clock()
-                if now >= until:
-                    break
-        if run_queue:
-            return now
+        if self._run_queue:
+            self._run_slots(now)
+            if self._run_queue:
+                return now
         return wheel.next_at()
 
-    def _run_slot(self, cell: Cell, now: float) -> int:
-        """Returns how many turns it took. The innermost code: names are local, what can be counted once a slot is, and
-        the clock is read every 8 turns, because a read costs as much as a tenth of one."""
-        cell.state = RUNNING
-        cell.active_at = now
-        actor = cell.actor
-        assert actor is not None
-        receive = actor.receive
-        mailbox = cell.mailbox
-        limit = SLOT_MESSAGES_MAX
+    def _run_slots(self, now: float) -> None:
+        """Slots, until none is ready or the step is over. The innermost code, where every call and attribute shows: names
+        are local, what can be counted once a step is, a slot is no method, and the clock is read every 8 turns."""
+        run_queue, clock, outbox = self._run_queue, self.clock, self.outbox
+        until = now + STEP_S
+        slots = replied = taken_bytes = unclocked = 0
+        try:
+            while run_queue:
+                if unclocked >= TURNS_A_CLOCK:
+                    unclocked = 0
+                    now = clock()
+                    if now >= until:
+                        break
+                cell = run_queue.popleft()
+                cell.state = RUNNING
+                cell.active_at = now
+                actor = cell.actor
+                assert actor is not None
+                mailbox = cell.mailbox
+                taken_bytes += mailbox.payload_bytes
+                turns = mailbox.normal
+                if (
+                    turns is None
+                    or mailbox.control is not None
+                    or cell.solo
+                    or len(turns) > SLOT_MESSAGES_MAX
+                ):
+                    turns = self._take(cell)
+                    taken_bytes -= mailbox.payload_bytes
+                else:  # `Mailbox.take`, inlined for its common case
+                    mailbox.normal = None
+                    mailbox.payload_bytes = 0
+                count = len(turns)
+                unclocked += count
+                expired = done = 0
+                try:
+                    while True:
+                        for envelope in (
+                            turns if count <= TURNS_A_CLOCK else turns[done : done + TURNS_A_CLOCK]
+                        ):
+                            if envelope.error is None:
+                                try:
+                                    envelope.answer = actor.receive(envelope.message)
+                                except (CallerError, StoreError) as error:
+                                    envelope.error = error
+                            else:
+                                expired += 1  # its asker was told so, and has left
+                        done += TURNS_A_CLOCK
+                        if done >= count:
+                            break
+                        if clock() >= now + SLOT_S:
+                            self._put_back(cell, turns[done:])
+                            del turns[done:]
+                            break
+                    record = actor.close_slot()
+                except Exception as crash:  # noqa: BLE001 - whatever a turn raises is that actor's crash
+                    done = turns.index(envelope) + 1  # found now, so that no turn pays for a counter
+                    self._put_back(cell, turns[done:])
+                    self._crashed(cell, turns[:done], crash)
+                    continue
+                slots += 1
+                if expired:
+                    self._expired += expired
+                    turns = [
+                        envelope for envelope in turns if not isinstance(envelope.error, DeadlineExceeded)
+                    ]
+                if record is None:
+                    for envelope in turns:
+                        if envelope.reply is not None:
+                            self._answer(envelope)
+                    replied += len(turns)
+                    if cell.effects is None and mailbox.normal is None and mailbox.control is None:
+                        cell.state = IDLE
+                    else:
+                        self._let_go(cell)
+                else:
+                    cell.state = COMMITTING
+                    cell.turns = turns
+                    cell.record = record
+                    if cell.early:
+                        self._answer_early(cell)
+                    outbox.append(cell)
+        finally:
+            self._slots += slots
+            self._replied += replied
+            self._inbound_bytes -= taken_bytes
+            if outbox:
+                self.commits.wake()
+
+    @staticmethod
+    def _take(cell: Cell) -> list[Envelope]:
         if cell.solo:
             cell.solo -= 1
-            limit = 1
-        waiting_bytes = mailbox.payload_bytes
-        turns = mailbox.take(limit)
-        self._inbound_bytes -= waiting_bytes - mailbox.payload_bytes
-        count = len(turns)
-        expired = 0
-        try:
-            done = 0
-            while done < count:
-                for envelope in turns[done : done + TURNS_A_CLOCK] if count > TURNS_A_CLOCK else turns:
-                    if envelope.error is None:
-                        try:
-                            envelope.answer = receive(envelope.message)
-                        except (CallerError, StoreError) as error:
-                            envelope.error = error
-                    else:
-                        expired += 1  # its asker was told so, and has left
-                done += TURNS_A_CLOCK
-                if done < count and self.clock() >= now + SLOT_S:
-                    self._put_back(cell, turns[done:])
-                    del turns[done:]
-                    count = done
-            record = actor.close_slot()
-        except Exception as crash:  # noqa: BLE001 - whatever a turn raises is that actor's crash
-            done = turns.index(envelope) + 1  # found now, so that no turn pays for a counter
-            self._put_back(cell, turns[done:])
-            self._crashed(cell, turns[:done], crash)
-            return count
-        self._slots += 1
-        if expired:
-            self._expired += expired
-            turns = [envelope for envelope in turns if not isinstance(envelope.error, DeadlineExceeded)]
-            count = len(turns)
+            return cell.mailbox.take(1)
+        return cell.mailbox.take(SLOT_MESSAGES_MAX)
+
+    def _let_go(self, cell: Cell) -> None:
+        """A slot of it is over: effects leave, and it waits for a message or for its next slot."""
         effects = cell.effects
-        if record is None:
-            # The common end of an actor without a journal, inlined: a Slot object would be a third of a tell.
-            for envelope in turns:
-                if envelope.reply is not None:
-                    self._answer(envelope)
-            self._replied += count
-            if effects is not None:
-                cell.effects = None
-                for effect in effects:
-                    effect()
-            if mailbox.normal or mailbox.control:
-                cell.state = QUEUED
-                self._run_queue.append(cell)
-            else:
-                cell.state = IDLE
-            return count
-        cell.effects = None
-        cell.state = COMMITTING
-        for envelope in turns:
+        if effects is not None:
+            cell.effects = None
+            for effect in effects:
+                effect()
+        if cell.mailbox.depth:
+            cell.state = QUEUED
+            self._run_queue.append(cell)
+        else:
+            cell.state = IDLE
+
+    def _answer_early(self, cell: Cell) -> None:
+        cell.early = cell.mailbox.depth > 0
+        for envelope in cell.turns:
             if envelope.early and envelope.reply is not None:
                 self._answer(envelope)
-        self._awaiting += count
-        outbox = self.outbox
-        outbox.append(Slot(cell, turns, record, effects))
-        if len(outbox) == 1:
-            self.commits.wake()
-        return count
-
-    def _put_back(self, cell: Cell, envelopes: list[Envelope]) -> None:
-        cell.mailbox.put_back(envelopes)
-        self._inbound_bytes += bytes_of(envelopes)
-
-    def _answer(self, envelope: Envelope) -> None:
-        reply = envelope.reply
-        envelope.reply = None
-        bucket = envelope.bucket
-        if bucket is not None:
-            bucket.discard(envelope)
-            envelope.bucket = None
-        if reply is not None and not reply.done():
-            if envelope.error is None:
-                reply.set_result(envelope.answer)
-            else:
-                reply.set_exception(envelope.error)
 
     def _due(self, entry: Any) -> None:
         if isinstance(entry, Timer):
             timers = entry.cell.timers
             if timers is not None:
                 timers.pop(entry.key, None)
-            if entry.cell.state is BACKOFF and entry.key == _RESTART:
+            if entry.cell.state is BACKOFF and entry.key == RESTART:
                 self._start_soon(entry.cell)
             else:
                 self.tell_or_bury(entry.cell.actor_id, entry.message, control=True)
         else:
             entry.expire(DeadlineExceeded())
 
-    # -- commits ---------------------------------------------------------------------------------------------------
+    # -- commits ------------------------------------------------------------------------------------------------------
 
-    def take_outbox(self) -> list[Slot]:
-        """The slots whose records are to be committed, in order; each must come back through `committed` or `refused`."""
-        slots, self.outbox = self.outbox, []
-        return slots
+    def take_outbox(self) -> list[Cell]:
+        """The cells whose records are to be committed, in order; each must come back through `committed` or `refused`."""
+        cells, self.outbox = self.outbox, []
+        return cells
 
-    def committed(self, slots: Iterable[Slot]) -> None:
+    def committed(self, cells: Iterable[Cell]) -> None:
         """Their records are durable: answers and effects leave, the actors go on."""
-        run_queue = self._run_queue
-        was_empty = not run_queue
-        for slot in slots:
-            for envelope in slot.turns:
+        replied = 0
+        for cell in cells:
+            turns = cell.turns
+            cell.turns, cell.record = (), None
+            for envelope in turns:
                 # `_answer`, inlined for its common case.
                 reply = envelope.reply
                 if reply is not None:
@@ -336,169 +339,36 @@ class Kernel:
                             reply.set_result(envelope.answer)
                         else:
                             reply.set_exception(envelope.error)
-            count = len(slot.turns)
-            self._awaiting -= count
-            self._replied += count
-            if slot.effects is not None:
-                for effect in slot.effects:
-                    effect()
-            cell = slot.cell
+            replied += len(turns)
             mailbox = cell.mailbox
-            if mailbox.normal or mailbox.control:
-                cell.state = QUEUED
-                run_queue.append(cell)
-            else:
+            if cell.effects is None and mailbox.normal is None and mailbox.control is None:
                 cell.state = IDLE
-        if was_empty and run_queue:
+            else:
+                self._let_go(cell)
+        self._replied += replied
+        if self._run_queue:
             self.ready.wake()
 
-    def refused(self, slots: Iterable[Slot], error: StoreError) -> None:
+    def refused(self, cells: Iterable[Cell], error: StoreError) -> None:
         """Their records were not written: nothing of them happened. Whoever asked hears it, tells become dead letters, and
         the actors read their state anew. Not a crash: no attempt is counted. An ask of the control lane that shared its
         slot is handled again, alone: a read is then answered, and a change refused for itself."""
-        for slot in slots:
-            self._awaiting -= len(slot.turns)
+        for cell in cells:
+            turns = cell.turns
+            cell.turns, cell.record = (), None
+            self._drop_actor(cell)
             again = []
-            for envelope in slot.turns:
-                if envelope.control and envelope.reply is not None and len(slot.turns) > 1:
+            for envelope in turns:
+                if envelope.control and envelope.reply is not None and len(turns) > 1:
                     envelope.answer = envelope.error = None
                     again.append(envelope)
                 else:
-                    self._bury(slot.cell, envelope, error)
-            self._drop_actor(slot.cell)
+                    self._bury(cell, envelope, error)
             if again:
-                slot.cell.solo = max(slot.cell.solo, len(again))
-                self._put_back(slot.cell, again)
-            if slot.cell.mailbox.depth:
-                self._start_soon(slot.cell)
-
-    def _bury(self, cell: Cell, envelope: Envelope, error: Exception) -> None:
-        envelope.error = error
-        if envelope.reply is not None:
-            self._answer(envelope)
-            self._rejected += 1
-        else:
-            self.dead_letters.add(cell.actor_id, getattr(error, "code", "internal"), envelope.message)
-
-    # -- starting, crashing, stopping ------------------------------------------------------------------------------
-
-    def _start_soon(self, cell: Cell) -> None:
-        cell.state = STARTING
-        self._start_queue.append(cell)
-        self._start_more()
-
-    def _start_more(self) -> None:
-        while self._start_queue and self._starting < self._starts_max:
-            cell = self._start_queue.popleft()
-            self._starting += 1
-            self.starts.append((cell, ActorContext(self, cell)))
-            self.ready.wake()
-
-    def started(self, cell: Cell, actor: Actor) -> None:
-        """The actor of a taken start is loaded."""
-        self._starting -= 1
-        self._start_more()
-        cell.actor = actor
-        cell.active_at = self.clock()
-        if cell.mailbox.depth:
-            cell.state = QUEUED
-            self._run_queue.append(cell)
-            self.ready.wake()
-        else:
-            cell.state = IDLE
-
-    def start_failed(self, cell: Cell, error: Exception) -> None:
-        """The actor of a taken start could not be loaded. A StoreError is answered to all who wait, and the next message
-        tries again; anything else counts as a crash."""
-        self._starting -= 1
-        self._start_more()
-        if isinstance(error, StoreError | CallerError):
-            self._reject_all(cell, error)
-            cell.state = ABSENT
-        else:
-            self._restart(cell)
-
-    def start_cancelled(self, cell: Cell) -> None:
-        """The driver was stopped while the actor was being loaded; the next driver begins anew."""
-        self._starting -= 1
-        self._start_soon(cell)
-
-    def _crashed(self, cell: Cell, turns: list[Envelope], crash: Exception) -> None:
-        """Nothing of the slot happened. Its messages go back, to be handled one per slot; one that crashes alone for the
-        second time is quarantined, and the actor goes on without it."""
-        for envelope in turns:
-            envelope.answer = None
-            if not isinstance(
-                envelope.error, DeadlineExceeded
-            ):  # that one's asker has left; it is dropped when taken
-                envelope.error = None
-        if len(turns) == 1:
-            culprit = turns[0]
-            culprit.attempts += 1
-            if culprit.attempts >= 2:
-                turns = []
-                self._quarantine(cell, culprit, crash)
-                cell.history = (
-                    None  # these crashes were the message's, and it is gone: the actor's budget is whole
-                )
-        cell.solo = max(cell.solo, len(turns))
-        self._put_back(cell, turns)
-        self._restart(cell)
-
-    def _quarantine(self, cell: Cell, envelope: Envelope, crash: Exception) -> None:
-        self._quarantined += 1
-        error = Quarantined(
-            f"the message crashed {cell.actor_id} twice ({crash!r}) and was set aside; the session goes on"
-        )
-        error.__cause__ = crash
-        envelope.error = error
-        self._answer(envelope)
-        self.dead_letters.keep(cell.actor_id, "quarantined", envelope.message)
-
-    def _restart(self, cell: Cell) -> None:
-        self._crashes += 1
-        self._drop_actor(cell)
-        if cell.history is None:
-            cell.history = CrashHistory()
-        pause_s = None
-        if cell.spec.restart is Restart.PERMANENT:
-            pause_s = next_start(cell.history, cell.spec.intensity, now=self.clock(), random=self._random())
-        if pause_s is None:
-            cell.state = QUARANTINED
-            self._reject_all(
-                cell,
-                IntensityExceeded(f"{cell.actor_id} crashed too often and is set aside until it is released"),
-            )
-            return
-        cell.state = BACKOFF
-        self.set_timer(cell, _RESTART, pause_s, None)
-        self.ready.wake()
-
-    def release(self, actor_id: str) -> None:
-        """Let a quarantined actor start again, with a new budget. One that is not quarantined: nothing happens."""
-        cell = self.cells.get(actor_id)
-        if cell is not None and cell.state is QUARANTINED:
-            cell.history = None
-            cell.state = ABSENT
-
-    def passivate(self, actor_id: str) -> bool:
-        """Forget an idle actor; its next message starts it from its stores. False where it is not idle."""
-        cell = self.cells.get(actor_id)
-        if cell is None or cell.state is not IDLE or cell.timers or cell.spec is not self._dynamic:
-            return False
-        del self.cells[actor_id]
-        return True
-
-    def _drop_actor(self, cell: Cell) -> None:
-        cell.actor = None
-        cell.effects = None
-        cell.state = ABSENT
-
-    def _reject_all(self, cell: Cell, error: Exception) -> None:
-        envelopes = cell.mailbox.take(sys.maxsize)
-        self._inbound_bytes -= bytes_of(envelopes)
-        for envelope in envelopes:
-            self._bury(cell, envelope, error)
+                cell.solo = max(cell.solo, len(again))
+                self._put_back(cell, again)
+            if cell.mailbox.depth:
+                self._start_soon(cell)
 
     def stop(self) -> None:
         """No step will follow: whoever waits for an answer gets Stopped, outcome unknown. Every ask hangs in the wheel."""
@@ -506,34 +376,7 @@ class Kernel:
             if isinstance(entry, Envelope):
                 entry.expire(Stopped())
 
-    # -- timers and jobs -------------------------------------------------------------------------------------------
-
-    def set_timer(self, cell: Cell, key: str, delay_s: float, message: Any) -> None:
-        """See ActorContext.set_timer."""
-        self.cancel_timer(cell, key)
-        timer = Timer(cell, key, message)
-        if cell.timers is None:
-            cell.timers = {}
-        cell.timers[key] = timer
-        self._wheel.add(timer, self.clock() + delay_s)
-        self.ready.wake()
-
-    def cancel_timer(self, cell: Cell, key: str) -> None:
-        """See ActorContext.cancel_timer."""
-        timer = cell.timers.pop(key, None) if cell.timers else None
-        if timer is not None:
-            self._wheel.remove(timer)
-
-    def launch(self, job: Job) -> None:
-        """Leave a job for the driver."""
-        self.jobs.append(job)
-        self.ready.wake()
-
-    def job_ended(self, job: Job, value: Any, error: Exception | None) -> None:
-        """The driver's word on a launched job; the actor hears it on its control lane."""
-        self.tell_or_bury(job.cell.actor_id, JobDone(key=job.key, value=value, error=error), control=True)
-
-    # -- looking ---------------------------------------------------------------------------------------------------
+    # -- looking ------------------------------------------------------------------------------------------------------
 
     def statistics(self) -> KernelStatistics:
         """A frozen value; conservation holds in it."""
@@ -545,7 +388,7 @@ class Kernel:
             dead_lettered=self.dead_letters.total,
             quarantined=self._quarantined,
             queued=sum(cell.mailbox.depth for cell in self.cells.values()),
-            awaiting_commit=self._awaiting,
+            awaiting_commit=sum(len(cell.turns) for cell in self.cells.values()),
             refused=self._refused,
             inbound_bytes=self._inbound_bytes,
             actors=len(self.cells),
@@ -555,6 +398,3 @@ class Kernel:
             starting=self._starting,
             deadlines=len(self._wheel),
         )
-
-
-_RESTART = "\0restart"

@@ -19,25 +19,30 @@ class Entry(Protocol):
 
 
 class Wheel:
-    """Deadlines in ticks of 50 ms: nothing is early, and nothing later than one tick and the loop's own lag."""
+    """Deadlines in ticks of 50 ms: nothing is early, and nothing later than one tick and the loop's own lag.
+
+    `bucket` holds what is due from `since` until before `until`: the last one that was added to, because the asks of a
+    moment have one deadline. (`Kernel.ask` adds to it itself: finding the tick again costs as much as all the rest.)
+    """
 
     def __init__(self) -> None:
         self._buckets: dict[int, set[Entry]] = {}
         self._ticks: list[int] = []
+        self.bucket: set[Entry] = set()
+        self.since = self.until = 0.0
 
     def add(self, entry: Entry, deadline: float) -> bool:
         """Args: deadline: on the kernel's monotonic clock, in seconds. Returns whether it may be the next to ring."""
         tick = int(deadline * TICKS_PER_S) + 1
         bucket = self._buckets.get(tick)
+        is_new = bucket is None
         if bucket is None:
             bucket = self._buckets[tick] = set()
             heapq.heappush(self._ticks, tick)
-            bucket.add(entry)
-            entry.bucket = bucket
-            return self._ticks[0] == tick
         bucket.add(entry)
         entry.bucket = bucket
-        return False
+        self.bucket, self.since, self.until = bucket, (tick - 1) / TICKS_PER_S, tick / TICKS_PER_S
+        return is_new and self._ticks[0] == tick
 
     @staticmethod
     def remove(entry: Entry) -> None:
@@ -51,7 +56,7 @@ class Wheel:
         """Take out and yield everything whose tick has passed, by tick."""
         ticks = self._ticks
         while ticks and ticks[0] <= now * TICKS_PER_S:
-            bucket = self._buckets.pop(heapq.heappop(ticks))
+            bucket = self._pop()
             while bucket:
                 entry = bucket.pop()
                 entry.bucket = None
@@ -63,8 +68,14 @@ class Wheel:
         while ticks:
             if self._buckets[ticks[0]]:
                 return ticks[0] / TICKS_PER_S
-            del self._buckets[heapq.heappop(ticks)]
+            self._pop()
         return math.inf
+
+    def _pop(self) -> set[Entry]:
+        bucket = self._buckets.pop(heapq.heappop(self._ticks))
+        if bucket is self.bucket:
+            self.until = 0.0  # it rings no more, so nothing may be added to it
+        return bucket
 
     def __len__(self) -> int:
         return sum(map(len, self._buckets.values()))

@@ -23,16 +23,15 @@ STATE_FORMAT = 1
 DOCUMENTS_A_PIECE = 1_000
 
 # "deterministic" sorts the keys of dicts; those of classes come in the order of their fields, which is alphabetical.
-_encode = msgspec.json.Encoder(order="deterministic").encode
+_encoder = msgspec.json.Encoder(order="deterministic")
+_encode = _encoder.encode
 
 
-# One event as a line, without its newline. The encoder's own method: a function around it would cost a third of it.
+# One event as a line, without its newline.
 encode_event: Callable[[Event], bytes] = _encode
-
-
-def payload_of(lines: list[bytes]) -> bytes:
-    """A record's payload: every line ends with a newline."""
-    return lines[0] + b"\n" if len(lines) == 1 else b"\n".join(lines) + b"\n"
+# A record's payload: one line an event, each ending with a newline. The encoder's own method: a function around it would
+# cost a third of it.
+encode_events: Callable[[Iterable[Event]], bytes] = _encoder.encode_lines
 
 
 def command_digest(command: Command) -> str:
@@ -71,7 +70,7 @@ def decode_event(line: bytes | memoryview) -> Event:
             return Event(raw.at, None, body, raw.seq, raw.type)
         kind = SourceCause if "source" in cause else Cause
         return Event(raw.at, kind(**cause), body, raw.seq, raw.type)
-    except (msgspec.MsgspecError, TypeError) as error:
+    except (msgspec.MsgspecError, TypeError, UnicodeDecodeError) as error:
         raise Damaged(f"a stored event cannot be read: {error}") from error
 
 
@@ -130,7 +129,7 @@ def encode_snapshot(state: SessionState, epoch: int) -> bytes:
     Meant for a thread beside the event loop: no step of it holds the interpreter for more than about 2 ms (100,000
     documents in one call would hold it for 160), but for the joining of the pieces at the end, a copy in memory.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_told(STATE_FORMAT, epoch))
     pieces = [b""]
     for piece in _state_pieces(state):
         digest.update(piece)
@@ -146,6 +145,11 @@ def encode_snapshot(state: SessionState, epoch: int) -> bytes:
     pieces[0] = _encode(empty)[:-2]  # the state is the last field: it takes the place of the 0
     pieces.append(b"}")
     return b"".join(pieces)
+
+
+def _told(version: int, epoch: int) -> bytes:
+    """What the checksum covers beside the state, which repeats the rest."""
+    return b"%d %d\n" % (version, epoch)
 
 
 def _state_pieces(state: SessionState) -> Iterator[bytes]:
@@ -186,12 +190,14 @@ def decode_snapshot(data: bytes) -> Snapshot:
                 f"snapshot format {envelope.format} is newer than this version's {STATE_FORMAT}; upgrade Sojourn"
             )
         raw = bytes(envelope.state)
-        if hashlib.sha256(raw).hexdigest() != envelope.checksum:
+        digest = hashlib.sha256(_told(envelope.format, envelope.epoch))
+        digest.update(raw)
+        if digest.hexdigest() != envelope.checksum:
             raise Damaged(
                 f"the snapshot of {envelope.session_id} at seq {envelope.seq} does not carry its checksum"
             )
         state: SessionState = _decode_state(raw)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Damaged(f"a snapshot cannot be read: {error}") from error
     if (state.seq, state.session_id) != (envelope.seq, envelope.session_id):
         raise Damaged(f"the snapshot of {envelope.session_id} says seq {envelope.seq} and holds {state.seq}")

@@ -42,7 +42,7 @@ _EVENT_IN = {
 }
 
 
-def decide(state: SessionState, command: Command, *, now: datetime, limits: Limits) -> tuple[Event, ...]:
+def decide(state: SessionState, command: Command, now: datetime, limits: Limits) -> tuple[Event, ...]:
     """What `command` makes happen to `state`, which stays as it is; empty where the command took effect before.
 
     Args:
@@ -104,7 +104,7 @@ def answer_seq(state: SessionState, command: Command) -> int:
     return entry.first_seq + entry.events - 1
 
 
-def apply(state: SessionState, event: Event, *, limits: Limits) -> None:
+def apply(state: SessionState, event: Event, limits: Limits) -> None:
     """Fold `event` into `state`. Total for every event that `decide` made; the cost does not grow with the state."""
     seq = event.seq
     if seq != state.seq + 1:
@@ -115,7 +115,12 @@ def apply(state: SessionState, event: Event, *, limits: Limits) -> None:
     cause = event.cause
     if cause is not None and cause.events:
         if type(cause) is SourceCause:
-            state.sources[cause.source] = SourceMark(cause.n, seq + cause.events - 1)
+            mark = state.sources.get(cause.source)
+            if mark is None:
+                mark = state.sources[cause.source] = SourceMark(0, 0)
+            # The one document that is changed and not replaced: every event of a source would make one.
+            mark.n = cause.n
+            mark.seq = seq + cause.events - 1
         elif type(cause) is Cause:
             _remember_command(state, cause, event, limits)
 

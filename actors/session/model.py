@@ -137,7 +137,8 @@ class DedupEntry:
 
 @define
 class SourceMark:
-    """The last command of a source that took effect, and the last event of it."""
+    """The last command of a source that took effect, and the last event of it. Changed in place, other than all else in the
+    state, so a copy of the state needs copies of these."""
 
     n: int
     seq: int

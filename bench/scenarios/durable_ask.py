@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from sojourn.actors.kernel.envelope import Envelope
 from sojourn.actors.kernel.park import Gate, parking
 from sojourn.actors.ports import Record
-from sojourn.actors.session.codec import encode_event, payload_of
+from sojourn.actors.session.codec import encode_events
 from sojourn.actors.session.commands import Command, Create, Event, ReportProgress, SourceCause, Start
 from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
@@ -84,8 +84,8 @@ async def ceiling(options: Options) -> Measured:
                     for session_id, seq, envelope in group:
                         command: Command = envelope.message
                         cause = SourceCause(1, command.n, "bench")
-                        line = encode_event(Event(now, cause, command.body, seq, "progress.reported"))
-                        records.append(Record(session_id, seq, 1, 1, payload_of([line])))
+                        event = Event(now, cause, command.body, seq, "progress.reported")
+                        records.append(Record(session_id, seq, 1, 1, encode_events([event])))
                     await journal.append(records)
                     for _, seq, envelope in group:
                         assert envelope.reply is not None

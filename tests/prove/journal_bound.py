@@ -19,7 +19,7 @@ from typing import Any
 import httpx2
 
 from sojourn.actors.ports import Record
-from sojourn.actors.session.codec import encode_event, payload_of
+from sojourn.actors.session.codec import encode_events
 from sojourn.actors.session.commands import AppendLog, Create, Event, SourceCause, Start
 from sojourn.actors.session.ids import new_session_id
 from sojourn.runtime.settings import Settings
@@ -90,9 +90,7 @@ async def _fill(data: Path, bound: int, rng: random.Random) -> tuple[list[str], 
     def record(session_id: str, *events: Event) -> Record:
         first = heads[session_id] + 1
         heads[session_id] += len(events)
-        return Record(
-            session_id, first, len(events), 1, payload_of([encode_event(event) for event in events])
-        )
+        return Record(session_id, first, len(events), 1, encode_events(events))
 
     for start in range(0, SESSIONS, 200):
         await journal.append(

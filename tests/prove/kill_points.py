@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -160,8 +161,16 @@ async def start(world: World, port: int, *arguments: str) -> "subprocess.Popen[b
 def prove(rng: random.Random) -> dict[str, Any]:
     """KILLS kills (500)."""
     kills = int(os.environ.get("KILLS") or 500)
-    with tempfile.TemporaryDirectory(prefix="sojourn-prove-") as folder:
-        return asyncio.run(_prove(Path(folder), kills, rng))
+    folder = Path(tempfile.mkdtemp(prefix="sojourn-prove-"))
+    found: dict[str, Any] = {"holds": False}
+    try:
+        found = asyncio.run(_prove(folder, kills, rng))
+    finally:
+        if found["holds"]:
+            shutil.rmtree(folder)
+        else:
+            print(f"  what is left of it: {folder}", file=sys.stderr)
+    return found
 
 
 async def _prove(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:

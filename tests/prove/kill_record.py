@@ -25,6 +25,7 @@ from ..support.wait import wait_until
 from ._suites import SOJOURN, clean_environment
 
 LINES = 1_500
+AT_ONCE = 10
 # What is recorded: it prints a line every 20 ms, and at its end leaves a file that says so.
 COMMAND = """
 import pathlib, sys, time
@@ -47,31 +48,15 @@ class Recording:
 
 
 def prove(rng: random.Random) -> dict[str, Any]:
-    """KILLS kills (5), each of a recorder of its own, all on one data folder."""
+    """KILLS kills (5), each of a recorder of its own, ten at a time, all on one data folder."""
     kills = int(os.environ.get("KILLS") or 5)
     with tempfile.TemporaryDirectory(prefix="sojourn-prove-") as name:
         folder = Path(name)
         data = folder / "data"
-        recordings = [
-            _start(folder, data, f"r{n}", time.monotonic() + rng.uniform(1.5, 6.0)) for n in range(kills)
-        ]
-        for recording in sorted(recordings, key=lambda one: one.kill_at):
-            wait_until(partial(_may_die, data, recording))
-            recording.held_at_kill = _held(data, recording)
-            assert recording.process.poll() is None, "a kill of a recorder that has ended does not count"
-            recording.process.send_signal(signal.SIGKILL)
-            recording.process.wait()
-            recording.killed_at = time.monotonic()
-        while any(one.lost_after_s is None for one in recordings):
-            rows = _rows(data)
-            for one in recordings:
-                assert one.killed_at is not None
-                since = time.monotonic() - one.killed_at
-                if one.lost_after_s is None and rows[one.title]["lost"]:
-                    one.lost_after_s = round(since, 1)
-                assert since < LOST_AFTER_S * 2, f"{one.title} is not lost after {since:.0f} s"
-        for one in recordings:
-            wait_until(one.done.exists, 60.0)
+        recordings: list[Recording] = []
+        for start in range(0, kills, AT_ONCE):
+            recordings += _kill_some(folder, data, range(start, min(start + AT_ONCE, kills)), rng)
+            print(f"  {len(recordings)} of {kills} killed", file=sys.stderr)
         # Spools of dead recorders are delivered by the next one.
         _run(data, "--title", "next", "--", "true")
         checked = [_check(data, one) for one in recordings]
@@ -91,6 +76,32 @@ def prove(rng: random.Random) -> dict[str, Any]:
         and figures["commands_that_lived_on"] == kills
     )
     return {"holds": holds and figures["shown_lost_after_s_max"] <= LOST_AFTER_S + 2, "figures": figures}
+
+
+def _kill_some(folder: Path, data: Path, numbers: range, rng: random.Random) -> list[Recording]:
+    """Recorders that were killed, once each is shown as lost and its command has ended."""
+    recordings = [
+        _start(folder, data, f"r{n}", time.monotonic() + rng.uniform(1.5, 1.5 + 0.9 * len(numbers)))
+        for n in numbers
+    ]
+    for recording in sorted(recordings, key=lambda one: one.kill_at):
+        wait_until(partial(_may_die, data, recording))
+        recording.held_at_kill = _held(data, recording)
+        assert recording.process.poll() is None, "a kill of a recorder that has ended does not count"
+        recording.process.send_signal(signal.SIGKILL)
+        recording.process.wait()
+        recording.killed_at = time.monotonic()
+    while any(one.lost_after_s is None for one in recordings):
+        rows = _rows(data)
+        for one in recordings:
+            assert one.killed_at is not None
+            since = time.monotonic() - one.killed_at
+            if one.lost_after_s is None and rows[one.title]["lost"]:
+                one.lost_after_s = round(since, 1)
+            assert since < LOST_AFTER_S * 2, f"{one.title} is not lost after {since:.0f} s"
+    for one in recordings:
+        wait_until(one.done.exists, 60.0)
+    return recordings
 
 
 def _start(folder: Path, data: Path, title: str, kill_at: float) -> Recording:
@@ -114,7 +125,7 @@ def _run(data: Path, *arguments: str) -> None:
 
 def _rows(data: Path) -> dict[str, dict[str, Any]]:
     done = subprocess.run(
-        [SOJOURN, "ls", "--data", str(data), "--json"],
+        [SOJOURN, "ls", "--data", str(data), "--json", "--limit", "1000"],
         env=clean_environment(),
         capture_output=True,
         check=False,
@@ -135,7 +146,7 @@ def _held(data: Path, recording: Recording) -> int:
     """How many lines the server has acknowledged so far."""
     try:
         with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(api_socket_path(data)))) as client:
-            rows = client.get("http://sojourn/api/v1/sessions").json()["items"]
+            rows = client.get("http://sojourn/api/v1/sessions?limit=1000").json()["items"]
     except httpx2.TransportError:
         return 0  # not up yet
     return sum(row["logs"]["lines"] for row in rows if row["title"] == recording.title)

@@ -84,10 +84,11 @@ class Hand:
 
     def commit(self) -> list[Any]:
         """Commit what lies in the outbox, run on, and return the records."""
-        slots = self.kernel.take_outbox()
-        self.kernel.committed(slots)
+        cells = self.kernel.take_outbox()
+        records = [cell.record for cell in cells]
+        self.kernel.committed(cells)
         self.run()
-        return [slot.record for slot in slots]
+        return records
 
     def refuse(self, error: StoreError) -> None:
         self.kernel.refused(self.kernel.take_outbox(), error)

@@ -10,9 +10,8 @@ from attrs import define, field
 from sojourn.actors.ports import CatalogQuery, Record
 from sojourn.actors.session.codec import (
     decode_events,
-    encode_event,
+    encode_events,
     encode_snapshot,
-    payload_of,
     public_state,
 )
 from sojourn.actors.session.commands import AppendLog, Command, Complete, Create, RecordResult, Seal, Start
@@ -212,7 +211,7 @@ async def append(stores: Stores, state: SessionState, *commands: Command, epoch:
         now = START + timedelta(seconds=state.seq)
         for event in decide(state, command, now=now, limits=Limits()):
             apply(state, event, limits=Limits())
-            line = payload_of([encode_event(event)])
+            line = encode_events([event])
             await stores.journal.append([Record(state.session_id, event.seq, 1, epoch, line)])
 
 

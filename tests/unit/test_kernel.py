@@ -71,9 +71,8 @@ def hand(store: dict[str, list[Any]]) -> Hand:
 
 def commit(hand: Hand, store: dict[str, list[Any]], actor_id: str = "a") -> list[Any]:
     """Commit, and keep the records as a journal would."""
-    slots = hand.kernel.outbox
-    for slot in slots:
-        store.setdefault(slot.cell.actor_id, []).extend(slot.record)
+    for cell in hand.kernel.outbox:
+        store.setdefault(cell.actor_id, []).extend(cell.record)
     return hand.commit()
 
 
@@ -126,6 +125,23 @@ def test_an_early_answer_leaves_before_the_commit(hand: Hand) -> None:
     waiter = hand.ask("a", "x", early=True)
     hand.run()
     assert waiter.result == 1
+    assert len(hand.kernel.outbox) == 1
+
+
+def test_an_early_answer_behind_a_whole_slot_leaves_before_its_own_commit(
+    hand: Hand, store: dict[str, list[Any]]
+) -> None:
+    hand.ask("a", "read")
+    hand.run()
+    first = hand.ask("a", "x", early=True)
+    for n in range(70):
+        hand.kernel.tell("a", n)
+    last = hand.ask("a", "y", early=True)
+    hand.run()
+    assert first.ended
+    assert not last.ended
+    commit(hand, store)
+    assert last.result == 72
     assert len(hand.kernel.outbox) == 1
 
 
@@ -307,6 +323,19 @@ def test_a_refused_commit_is_no_crash_and_nothing_of_it_happened(hand: Hand) -> 
     assert hand.conserved()
 
 
+def test_a_read_that_shared_a_refused_slot_is_answered_all_the_same(hand: Hand) -> None:
+    """A full disk stops no reader; and what changes something is refused once more, and then no more tried."""
+    changes = [hand.ask("a", "x"), hand.ask("a", "y", control=True)]
+    read = hand.ask("a", "read", control=True)
+    hand.run()
+    hand.refuse(StorageFull())
+    assert isinstance(changes[0].error, StorageFull)
+    hand.refuse(StorageFull())
+    assert isinstance(changes[1].error, StorageFull)
+    assert read.result == []
+    assert hand.conserved()
+
+
 def test_a_store_error_at_start_is_answered_and_the_next_message_tries_again(
     store: dict[str, list[Any]],
 ) -> None:
@@ -359,6 +388,15 @@ def test_answered_asks_leave_nothing_in_the_wheel(hand: Hand) -> None:
         hand.ask("a", "read")
         hand.run()
     assert hand.kernel.statistics().deadlines == 0
+
+
+def test_a_deadline_rings_although_all_other_asks_of_its_moment_were_answered(hand: Hand) -> None:
+    answered = hand.ask("a", "read", deadline_s=1.0)
+    hand.run()
+    late = hand.ask("a", "x", deadline_s=1.0)
+    hand.pass_time(2.0)
+    assert answered.result == []
+    assert isinstance(late.error, DeadlineExceeded)
 
 
 def test_a_timer_rings_once_and_not_early(hand: Hand, store: dict[str, list[Any]]) -> None:

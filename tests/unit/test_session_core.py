@@ -18,6 +18,7 @@ from sojourn.actors.errors import (
     SessionSealed,
 )
 from sojourn.actors.session import codec
+from sojourn.actors.session.actor import copy_state
 from sojourn.actors.session.commands import (
     KINDS,
     AppendLog,
@@ -287,18 +288,19 @@ commands = st.lists(
 
 @given(commands, st.integers(0, 40))
 def test_recovered_state_is_the_fold_of_the_events_from_any_snapshot(given_: list[Command], cut: int) -> None:
-    """I5. A snapshot at any seq and the events above it give the same state as all events."""
+    """I5. A snapshot at any seq and the events above it give the same state as all events; a copy stays as it is."""
     state = SessionState(session_id="sess_1")
     events: list[Event] = []
-    snapshot = codec.encode_snapshot(state, 1)
+    snapshot, copy = codec.encode_snapshot(state, 1), copy_state(state)
     for command in given_:
         try:
             events += do(state, command)
         except Rejected:
             continue
         if state.seq <= cut:
-            snapshot = codec.encode_snapshot(state, 1)
-    lines = b"".join(codec.encode_event(event) + b"\n" for event in events)
+            snapshot, copy = codec.encode_snapshot(state, 1), copy_state(state)
+    assert codec.encode_snapshot(copy, 1) == snapshot
+    lines = codec.encode_events(events)
     assert list(codec.decode_events(lines)) == events
     expected = codec.encode_snapshot(state, 1)
     assert codec.encode_snapshot(fold("sess_1", events, limits=LIMITS), 1) == expected

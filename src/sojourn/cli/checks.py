@@ -3,7 +3,7 @@
 import os
 import platform
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import anyio
 from ..actors.errors import InvalidSettings, SojournError
 from ..runtime.settings_load import Loaded, ProgramSettings, load_settings
 from ..runtime.stores.sqlite_check import sqlite_features
+from ..runtime.verify import verify_folder
 from .checks_folder import folder_findings, free_space, leftover_findings, spool_findings, store_findings
 from .findings import Finding, nearest_folder, ok, problem, warning
 
@@ -20,8 +21,14 @@ ARCHIVE_ANSWER_S = 15.0
 _REQUIREMENT = re.compile(r"([\w.-]+)(?:\[[^]]*\])?\s*(?:>=\s*([\d.]+))?")
 
 
-async def examine(config: Path | None, data: Path | None) -> AsyncIterator[Finding]:
-    """Everything, one after the other. What cannot be looked at is a finding, and the rest is looked at all the same."""
+async def examine(
+    config: Path | None, data: Path | None, *, progress: Callable[[int], None] | None = None
+) -> AsyncIterator[Finding]:
+    """Everything, one after the other. What cannot be looked at is a finding, and the rest is looked at all the same.
+
+    Args:
+        progress: told how many things were read; where it is given, everything that is stored is read and checked.
+    """
     for finding in _versions():
         yield finding
     try:
@@ -41,12 +48,35 @@ async def examine(config: Path | None, data: Path | None) -> AsyncIterator[Findi
             yield finding
         for finding in (*leftover_findings(folder), *spool_findings(folder)):
             yield finding
+        if progress is not None:
+            async for finding in _verified(folder, loaded.settings.archive, progress):
+                yield finding
     elif folder.exists():
         yield problem("data folder", f"{folder} is no folder", "name another with --data")
     else:
         yield ok("data folder", f"{folder} is not there yet; the first recording makes it")
         yield free_space(folder)
     yield await _archive(loaded.settings)
+
+
+async def _verified(
+    folder: Path, archive: str | None, progress: Callable[[int], None]
+) -> AsyncIterator[Finding]:
+    whole = flawed = 0
+    try:
+        async for flaw in verify_folder(folder, archive):
+            progress(whole + flawed)
+            if flaw is None:
+                whole += 1
+                continue
+            flawed += 1
+            of = f" of {flaw.session_id}" if flaw.session_id and flaw.session_id not in flaw.name else ""
+            yield problem("content", f"{flaw.name}{of}: {flaw.detail}", flaw.remedy)
+    except SojournError as error:
+        yield problem("content", f"it cannot be read whole: {error}", "mend that, and run it again")
+        return
+    if not flawed:
+        yield ok("content", f"{whole:,} sessions in the journal, objects and files carry their checksums")
 
 
 def _versions() -> Iterator[Finding]:

@@ -118,10 +118,11 @@ async def store_findings(folder: Path, settings: Settings) -> AsyncIterator[Find
         found = journal.statistics()
         damaged = [id_ for id_ in journal.heads() if not await _can_be_read(journal, id_)]
         detail = f"{found.sessions:,} sessions, {found.records:,} records, {size(found.payload_bytes)}"
-        if found.damaged or damaged:
+        if journal.flaws or damaged:
             yield problem(
                 "journal",
-                f"{detail}; {found.damaged:,} records are damaged; sessions that cannot be read: {named(damaged)}",
+                f"{detail}; {found.damaged:,} records are damaged; sessions that cannot be read: {named(damaged)}"
+                + "".join(f"; {flaw}" for flaw in journal.flaws),
                 "the other sessions are whole; put the folder back from a copy, or keep these to where they can be read",
             )
         elif found.payload_bytes > 2 * settings.journal_bytes_max:
@@ -166,6 +167,8 @@ async def _catalog(folder: Path, heads: dict[str, int]) -> Finding:
         return problem("catalog", str(error), "name another data folder with --data")
     try:
         rows = await catalog.heads()
+        if broken := await catalog.damaged_rows():
+            return warning("catalog", f"the rows of {named(broken)} do not carry their checksum", rebuilt)
     except SojournError as error:
         return warning("catalog", str(error), rebuilt)
     finally:

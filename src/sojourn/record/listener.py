@@ -9,6 +9,9 @@ import msgspec
 
 # A reporter's lines are far below it; a line over the wire's limit for a command would be refused there.
 LINE_BYTES_MAX = 256 * 1024
+# To take what has gathered, and not wake for each test: on two cores the tests would pay for it. Nothing waits for an
+# answer but a pytest at its end, and what has not been answered stays with it.
+LINGER_S = 0.01
 
 
 class ReportListener:
@@ -60,6 +63,7 @@ class ReportListener:
                     answer = self._handle(lines)
                     if answer:
                         await stream.send(answer)
+                    await anyio.sleep(LINGER_S)
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 return
             except (msgspec.DecodeError, KeyError, TypeError, ValueError, OSError) as error:
