@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from attrs import frozen
 
+from ..actors.errors import StorageFull, StoreUnavailable
 from ..actors.ports import Catalog, Journal, Objects
 from .settings import Settings
 
@@ -41,23 +42,35 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         StorageFull: there is no room to open it in, and no reserve that could be given up for it.
     """
     # Imported here: drivers cost a third of the import time, and `sojourn.runtime` is imported for its names too.
-    from .rebuild import open_catalog
+    from .rebuild import forget_handed_over, open_catalog
     from .stores.archive import open_archive
     from .stores.journal_sqlite import SqliteJournal
     from .stores.lock import FolderLock
     from .stores.objects_folder import FolderObjects
-    from .stores.reserve import Reserve
+    from .stores.reserve import OPENING_BYTES, Reserve, free_bytes
 
     folder = settings.data_dir
     async with AsyncExitStack() as stack:
         stack.callback(FolderLock.acquire(folder).release)
         reserve = Reserve(folder / "reserve")
         reserve.give_up_to_open()
-        journal = await SqliteJournal.open(folder / "journal.db", reserve=reserve)
-        stack.push_async_callback(journal.close)
-        objects = FolderObjects(folder)
-        await objects.sweep()
-        archive = await stack.enter_async_context(open_archive(settings.archive, folder))
-        catalog = await open_catalog(folder, journal=journal, recent=objects, archive=archive)
-        stack.push_async_callback(catalog.close)
+        try:
+            journal = await SqliteJournal.open(folder / "journal.db", reserve=reserve)
+            stack.push_async_callback(journal.close)
+            objects = FolderObjects(folder)
+            await objects.sweep()
+            archive = await stack.enter_async_context(open_archive(settings.archive, folder))
+            catalog = await open_catalog(folder, journal=journal, recent=objects, archive=archive)
+            stack.push_async_callback(catalog.close)
+            if journal.flaws:
+                await forget_handed_over(journal, catalog)
+        except (StoreUnavailable, OSError) as error:
+            if free_bytes(folder) >= OPENING_BYTES:
+                if isinstance(error, OSError):
+                    raise StoreUnavailable(f"{folder} cannot be opened ({error}); check the disk") from error
+                raise
+            raise StorageFull(
+                f"no room to open {folder} ({error}); free some space and start again. Reading needs none: `sojourn ls`, "
+                "`show`, `tail` and `export` work without a server"
+            ) from error
         yield Stores(journal=journal, catalog=catalog, objects=objects, archive=archive)

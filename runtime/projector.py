@@ -46,18 +46,18 @@ class CatalogProjector:
         try:
             while True:
                 await anyio.sleep(INTERVAL_S)
-                try:
-                    await self.flush()
-                except (StoreError, CallerError) as error:
-                    log.error(
-                        "catalog.behind",
-                        sessions=self.behind,
-                        error=str(error),
-                        remedy="it is caught up later",
-                    )
+                await self._flushes()
         finally:
             with anyio.move_on_after(3, shield=True):
-                await self.flush()
+                await self._flushes()
+
+    async def _flushes(self) -> None:
+        try:
+            await self.flush()
+        except (StoreError, CallerError) as error:
+            log.error(
+                "catalog.behind", sessions=self.behind, error=str(error), remedy="it is caught up later"
+            )
 
     async def flush(self) -> None:
         """On return the catalog shows everything that was marked before the call. Raises StoreError; nothing is

@@ -31,6 +31,7 @@ from .sqlite_files import (
     NO_SHARED_MEMORY,
     UNREADABLE,
     flaws_in,
+    lacks_shared_memory,
     primary_code,
     private_copy,
     private_copy_path,
@@ -173,7 +174,9 @@ class SqliteCatalog:
         opened.push_async_callback(writer.end)
         await _check(writer, path)
         await _migrate(writer, path)
-        return cls(path, await _connect(path, "ro"), False, writer)
+        reader = await _connect(path, "ro")
+        opened.push_async_callback(reader.end)
+        return cls(path, reader, False, writer)
 
     @classmethod
     async def _open_read_only(cls, path: Path, opened: contextlib.AsyncExitStack) -> "SqliteCatalog":
@@ -183,7 +186,7 @@ class SqliteCatalog:
         try:
             reader = await _connect(path, "ro")
         except sqlite3.Error as error:
-            if primary_code(error) not in NO_SHARED_MEMORY:
+            if not lacks_shared_memory(error):
                 raise
             copy = private_copy(path)
             opened.callback(copy.cleanup)
@@ -295,10 +298,8 @@ class SqliteCatalog:
         return row
 
     async def _replace(self, place: int, row: CatalogRow) -> None:
-        """Indices first: an entry that differs from its damaged row could not be removed with it."""
         try:
-            await self._write("DELETE FROM session WHERE rowid = ?", [(place,)], first="REINDEX session")
-            await self._write(_PUT, [_to_sql(row)], synced=True)
+            await self._write(_PUT, [_to_sql(row)], synced=True, damaged_at=place)
         except StoreError as error:
             log.error(
                 "catalog.row_not_mended",
@@ -321,7 +322,7 @@ class SqliteCatalog:
             raise UnusableFolder(f"the catalog {self._path} was opened to be read only")
 
     async def _write(
-        self, sql: str, rows: list[tuple[Any, ...]], *, synced: bool = False, first: str | None = None
+        self, sql: str, rows: list[tuple[Any, ...]], *, synced: bool = False, damaged_at: int | None = None
     ) -> None:
         async with self._writing:
             try:
@@ -331,8 +332,8 @@ class SqliteCatalog:
                 level = "FULL" if synced else "NORMAL"
                 await self._writer.execute_fetchall(f"PRAGMA synchronous = {level}")
                 await self._writer.execute_fetchall("BEGIN IMMEDIATE")
-                if first is not None:
-                    await self._writer.execute_fetchall(first)
+                if damaged_at is not None:
+                    await self._remove_damaged(self._writer, damaged_at)
                 await self._writer.executemany(sql, rows)
                 ((commits, synced_before, _),) = await self._writer.execute_fetchall(_READ_HEAD)
                 counts = (commits + 1, synced_before + synced)
@@ -346,6 +347,14 @@ class SqliteCatalog:
                     with contextlib.suppress(sqlite3.Error):
                         await writer.end()
                 raise _translated(self._path, error) from error
+
+    async def _remove_damaged(self, writer: "_Connection", place: int) -> None:
+        """A row whose checksum does not hold, where it still stands there: another task may have been quicker."""
+        rows = await writer.execute_fetchall(f"SELECT {_READ} FROM session WHERE rowid = ?", (place,))
+        if any(not _holds(row[:-1]) for row in rows):
+            # Indices first: an entry that differs from its damaged row could not be removed with it.
+            await writer.execute_fetchall("REINDEX session")
+            await writer.execute_fetchall("DELETE FROM session WHERE rowid = ?", (place,))
 
     async def _select(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
         if self._closed:
@@ -426,9 +435,10 @@ async def _check(connection: aiosqlite.Connection, path: Path) -> None:
     """
     version = await _version(connection, path)
     schema = await connection.execute_fetchall("SELECT type, name, tbl_name, sql FROM sqlite_schema")
-    if stored_schema(list(schema)) != schema_of(MIGRATIONS[:version]):
+    if stored_schema(schema) != schema_of(MIGRATIONS[:version]):
         raise _unreadable(path, f"its tables are not those of version {version}")
-    flaws = flaws_in(list(await connection.execute_fetchall(f"PRAGMA integrity_check({FLAWS_MAX})")))
+    found = await connection.execute_fetchall(f"PRAGMA integrity_check({FLAWS_MAX})")
+    flaws = flaws_in(found)
     if flaws:
         raise _unreadable(path, "; ".join(flaws))
 

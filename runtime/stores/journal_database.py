@@ -38,11 +38,11 @@ from .journal_schema import (
     released_document,
 )
 from .mark import Mark, read_mark
-from .reserve import OPENING_BYTES, Reserve, free_bytes
+from .reserve import Reserve
 from .sqlite_files import (
     BUSY_TIMEOUT_S,
-    NO_SHARED_MEMORY,
     UNREADABLE,
+    lacks_shared_memory,
     primary_code,
     private_copy,
     private_copy_path,
@@ -88,6 +88,8 @@ class JournalDatabase:
             None  # the highest that was found at the first opening, or written here since
         )
         self._mark = Mark(path)
+        self._head_holds = True
+        self._halves = 0  # rows of which one directory is damaged, and nothing else
         self.flaws: list[str] = []  # what was found wrong at the first opening
         self.moved_to: Path | None = (
             None  # where the damaged file went, of which this one is what could be read
@@ -112,17 +114,18 @@ class JournalDatabase:
                 self._check_rows(connection)
             self._scan(connection)
         except sqlite3.Error as error:
-            if first and not self.read_only and free_bytes(self.path.parent) < OPENING_BYTES:
-                raise StorageFull(
-                    f"no room to open the journal {self.path} ({error}); free some space. Reading needs none: `sojourn ls`, "
-                    "`show`, `tail` and `export` work without a server"
-                ) from error
             raise self._translated(error) from error
+        except OSError as error:  # its folder, or a file beside it
+            raise StoreUnavailable(
+                f"the journal {self.path} cannot be opened ({error}); check the disk"
+            ) from error
         if first:
             self._epoch = self.index.epoch
             self._compare(marked)
             if self.index.damaged:
                 self.flaws.append(f"{self.index.damaged:,} records or rows do not carry their checksum")
+            if self._halves:
+                self.flaws.append(f"{self._halves:,} rows have lost one of their two directories")
         if not self.read_only:
             self._note()
         self._unknown = False
@@ -142,7 +145,7 @@ class JournalDatabase:
             self.flaws.append(
                 f"it ends at row {self.index.row}, and row {row} was committed: its end is lost, or it is an older copy"
             )
-        elif releases > self.index.releases:
+        elif releases > self.index.releases and self._head_holds:
             self.flaws.append("what was released last is lost, or it is an older copy")
 
     def _note(self) -> None:
@@ -203,7 +206,7 @@ class JournalDatabase:
             connection.execute("SELECT count(*) FROM sqlite_schema")
             return connection
         except sqlite3.OperationalError as error:
-            if primary_code(error) not in NO_SHARED_MEMORY:
+            if not lacks_shared_memory(error):
                 raise
         connection.close()
         self._live = False
@@ -290,6 +293,7 @@ class JournalDatabase:
             if version < FORMAT or (epoch, releases, crc) == head_values(epoch, releases):
                 return epoch, releases
         self._found("its head does not carry its checksum")
+        self._head_holds = False
         return None, self.index.releases + 1
 
     def _follow(self, connection: sqlite3.Connection, releases: int) -> None:
@@ -333,6 +337,7 @@ class JournalDatabase:
         if row is None:
             self.index.add_lost(number, size_bytes)
         else:
+            self._halves += not frames.has_both_directories(data)
             self.index.add(number, row)
 
     def close(self) -> None:
@@ -575,11 +580,9 @@ class JournalDatabase:
     @property
     def _wal_bytes_max(self) -> int:
         """How much is committed before the log is written back. At least a byte: an empty log is never too long."""
-        return (
-            WAL_BYTES_MAX
-            if self._reserve is None
-            else max(1, min(WAL_BYTES_MAX, self._reserve.log_bytes_max))
-        )
+        if self._reserve is None:
+            return WAL_BYTES_MAX
+        return max(1, min(WAL_BYTES_MAX, self._reserve.log_bytes_max))
 
     def _write_back(self, connection: sqlite3.Connection) -> None:
         # A checkpoint that fails has lost nothing: the log keeps what is not written back, and the next one tries again.
@@ -598,9 +601,8 @@ class JournalDatabase:
             return
         self._reserve.give_up()
         with contextlib.suppress(sqlite3.Error):
-            connection.execute(
-                "PRAGMA busy_timeout = 0"
-            )  # a reader beside us keeps the log, and is not waited for
+            # A reader beside us keeps the log from being cut off, and is not waited for.
+            connection.execute("PRAGMA busy_timeout = 0")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._wal_bytes = 0
         with contextlib.suppress(sqlite3.Error):

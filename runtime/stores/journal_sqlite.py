@@ -3,7 +3,8 @@
 Rows cost more than syncs (rows of one event 53 k/s, rows of 1,024 events 1.3 M/s), so the records of a group commit
 are framed in one blob (`frames`), and where each one lies is held in memory (`journal_index`). WAL with
 `synchronous=FULL` lost nothing at power cuts; with NORMAL it does. The log is written back when nothing is waiting, and
-between two commits once it has grown to `WAL_BYTES_MAX`, never inside a commit.
+between two commits once it has grown to `WAL_BYTES_MAX`, or to what the reserve can carry (`reserve`); never inside a
+commit.
 
 A row goes once all of its records are released. What was released is committed first, then its rows are deleted, a few
 at a time so that commits get their turn; a crash between leaves rows that go at the next opening. SQLite uses the freed
@@ -67,7 +68,6 @@ class SqliteJournal:
             reserve: kept and given up as its module says, from the first epoch on that is raised here; None: there is none.
 
         Raises:
-            StorageFull: there is no room to open it in.
             UnusableFolder: the file is of a newer format, not a journal, or cannot be made or opened there.
             Damaged: SQLite cannot read the file at all. Damaged records do not raise here, but when they are read.
             StoreUnavailable: the disk did not answer.

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from attrs import define, field
 
-from ...actors.errors import FolderInUse, UnusableFolder
+from ...actors.errors import FolderInUse, StorageFull, StoreError, UnusableFolder
 from .folders import make_folders, sync_folder
 
 FORMAT = 1
 _FLOCK = struct.Struct("@hhqqi")  # struct flock of fcntl(2): type, whence, start, length (0: all of it), pid
+_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _REMEDY = "name another folder with --data, or set SOJOURN_DATA"
 
 
@@ -36,6 +37,7 @@ class FolderLock:
         Raises:
             FolderInUse: another owner holds it; `pid` is that process.
             UnusableFolder: it cannot be made or written, or is of a newer format. Nothing in it was changed.
+        StorageFull: it is new, and there is no room to make it in.
         """
         try:
             make_folders(folder)
@@ -85,9 +87,10 @@ def check_format(folder: Path) -> None:
         text = path.read_text(encoding="ascii", errors="replace").strip()
     except FileNotFoundError:
         return
-    if not text.isdigit():
+    if not text.isdigit() or int(text) == 0:
         raise UnusableFolder(
-            f"{path} holds no format number, so {folder} is no data folder of Sojourn; {_REMEDY}"
+            f"{path} holds no format number, so {folder} is no data folder of Sojourn; {_REMEDY}. Where you know that it is "
+            f"one, the file is damaged: write {FORMAT} into it"
         )
     if int(text) > FORMAT:
         raise UnusableFolder(
@@ -102,7 +105,7 @@ def _take(folder: Path, descriptor: int) -> None:
     try:
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     except OSError as error:  # on a full disk the lock is as good without the pid
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in _ROOM:
             raise
     path = folder / "format"
     if not path.exists():
@@ -117,5 +120,9 @@ def _pid(descriptor: int) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _unusable(folder: Path, error: OSError) -> UnusableFolder:
+def _unusable(folder: Path, error: OSError) -> StoreError:
+    if error.errno in _ROOM:
+        return StorageFull(
+            f"no room in data folder {folder} ({error.strerror}); free some space, or {_REMEDY}"
+        )
     return UnusableFolder(f"data folder {folder} cannot be used ({error.strerror or error}); {_REMEDY}")

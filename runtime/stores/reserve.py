@@ -36,7 +36,9 @@ class Reserve:
         return self.size_bytes * 3 // 4
 
     def make(self) -> None:
-        """Whole, where there is room for twice of it."""
+        """What was given up for a start, and else the whole, where there is room for twice of what is missing."""
+        if self._given_up_bytes:
+            self.take_back()
         missing = RESERVE_BYTES - self.size_bytes
         if missing > 0 and free_bytes(self._path.parent) >= 2 * missing:
             self._allocate(RESERVE_BYTES)
@@ -68,9 +70,8 @@ class Reserve:
             finally:
                 os.close(descriptor)
             self.size_bytes = size_bytes
-        except (
-            OSError
-        ):  # somebody else was quicker, or the disk fails; half a reserve would be taken for a whole one
+        except OSError:
+            # Somebody else was quicker, or the disk fails. Half a reserve would be taken for a whole one.
             with suppress(OSError):
                 self.give_up()
                 self._given_up_bytes = 0

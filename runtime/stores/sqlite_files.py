@@ -6,8 +6,9 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from .folders import make_folders, sync_folder
@@ -17,6 +18,9 @@ UNREADABLE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 FLAWS_MAX = 20
 PARTS = ("", "-wal", "-shm", "-mark")  # what belongs to a database, by what its name ends in
 NO_SHARED_MEMORY = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY})
+_NO_ROOM_FOR_IT = frozenset(
+    {sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_SHMOPEN, sqlite3.SQLITE_IOERR_SHMMAP}
+)
 
 
 def uri(path: Path, mode: str) -> str:
@@ -27,6 +31,13 @@ def uri(path: Path, mode: str) -> str:
 def primary_code(error: sqlite3.Error) -> int:
     """The primary result code (https://sqlite.org/rescode.html); SQLITE_ERROR where the driver gives none."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+
+
+def lacks_shared_memory(error: sqlite3.Error) -> bool:
+    """Whether a reader has no place for the log's shared memory: the folder cannot be written, or the disk is full."""
+    return (
+        primary_code(error) in NO_SHARED_MEMORY or getattr(error, "sqlite_errorcode", None) in _NO_ROOM_FOR_IT
+    )
 
 
 def wal_path(path: Path) -> Path:
@@ -69,9 +80,7 @@ def schema_of(scripts: Sequence[str]) -> frozenset[tuple[str, str, str, str | No
         connection.close()
 
 
-def stored_schema(
-    rows: Sequence[tuple[str, str, str, str | None]],
-) -> frozenset[tuple[str, str, str, str | None]]:
+def stored_schema(rows: Iterable[Sequence[Any]]) -> frozenset[tuple[str, str, str, str | None]]:
     """Rows of type, name, tbl_name and sql, to be compared; SQLite's own tables (statistics) are left out."""
     return frozenset(
         (kind, name, table, " ".join(sql.split()) if isinstance(sql, str) else None)
@@ -92,9 +101,9 @@ def structure_flaws(connection: sqlite3.Connection) -> list[str]:
     return flaws_in(found)
 
 
-def flaws_in(found: Sequence[tuple[str]]) -> list[str]:
+def flaws_in(found: Iterable[Sequence[str]]) -> list[str]:
     """What an integrity check answered, without its "ok"."""
-    return [] if found == [("ok",)] else [" ".join(line.split()) for (line,) in found]
+    return [" ".join(line.split()) for (line,) in found if line != "ok"]
 
 
 def quarantine(path: Path) -> Path:

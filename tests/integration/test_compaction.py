@@ -1,21 +1,25 @@
 """The bounded journal: events leave it for segments while sessions go on, and everything reads as before."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from attrs import evolve
+from attrs import define, evolve
 
-from sojourn.actors.errors import SetAside, StorageFull
+from sojourn.actors.errors import SetAside, StorageFull, StoreError
 from sojourn.actors.session.actor import Done
 from sojourn.actors.session.commands import AppendLog, Command
 from sojourn.actors.session.wire import read_command, read_create
 from sojourn.runtime.layout import session_folder
+from sojourn.runtime.opening import Stores, SystemClock
 from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.segments import parse_name
 from sojourn.runtime.settings import Settings
+from sojourn.runtime.stores.memory import MemoryCatalog, MemoryObjects
 
+from ..support.faulty import FaultyJournal
 from ..support.wait import await_until
 
 pytestmark = pytest.mark.anyio
@@ -192,3 +196,57 @@ async def test_a_journal_that_cannot_be_emptied_refuses_what_would_exceed_its_bo
                     break
                 except StorageFull:
                     await anyio.sleep(0.05)
+
+
+@define(eq=False)
+class UnreleasingJournal(FaultyJournal):
+    """Its releases wait for `release_hold`, and fail with `release_fault` while that is set."""
+
+    release_hold: anyio.Event | None = None
+    release_fault: StoreError | None = None
+    releases: int = 0
+
+    async def release(self, upto: Mapping[str, int]) -> None:
+        self.releases += 1
+        if self.release_hold is not None:
+            await self.release_hold.wait()
+        if self.release_fault is not None:
+            raise self.release_fault
+        await self.inner.release(upto)
+
+
+def stores_over(journal: UnreleasingJournal) -> Stores:
+    return Stores(journal=journal, catalog=MemoryCatalog(), objects=MemoryObjects(), archive=MemoryObjects())
+
+
+async def test_a_session_is_not_handed_over_between_its_compaction_and_its_release(
+    settings: Settings,
+) -> None:
+    """Or it would be in the journal's care again, and be looked for where it is no more."""
+    journal = UnreleasingJournal(release_hold=anyio.Event())
+    async with Runtime.over(settings, stores_over(journal), SystemClock()) as runtime:
+        ended = await new_session(runtime)
+        await runtime.ask(ended, read_command({"type": "session.complete", "outcome": "passed"}))
+        busy = await new_session(runtime)
+        await fill(runtime, busy, 1, 150)
+        await await_until(lambda: journal.releases)
+        assert ended in runtime._shelves._writing
+        await runtime.ask(ended, read_command({"type": "session.seal"}))
+        journal.release_hold.set()  # type: ignore[union-attr]
+        await await_until(lambda: runtime.statistics().tiering.handed_over == 1)
+        await await_until(lambda: not runtime._shelves._writing)
+        assert ended not in journal.heads()
+        assert (await runtime.record(ended))["tier"] == "recent"
+        assert await seqs(runtime, ended) == [1, 2, 3, 4]
+
+
+async def test_a_release_that_the_journal_refuses_is_no_crash_and_is_tried_again(settings: Settings) -> None:
+    journal = UnreleasingJournal(release_fault=StorageFull())
+    async with Runtime.over(settings, stores_over(journal), SystemClock()) as runtime:
+        session_id = await new_session(runtime)
+        await fill(runtime, session_id, 1, 150)
+        await await_until(lambda: journal.releases >= 2)
+        assert [child.restarts for child in runtime.statistics().children if child.restarts] == []
+        journal.release_fault = None
+        await await_until(lambda: journal.size_bytes < BOUND // 2)
+        assert await seqs(runtime, session_id) == list(range(1, 153))
