@@ -63,7 +63,7 @@ def decode_facts(data: bytes) -> Facts:
     """Raises Damaged: they are not whole, or of a newer format."""
     try:
         document = _decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Damaged(f"the facts of a session cannot be read: {error}") from error
     if document.format > FORMAT:
         raise Damaged(

@@ -5,7 +5,7 @@ folder that cannot be written. What it knows of the journal stood there when it 
 """
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -21,11 +21,10 @@ from .event_log import EventLog
 from .layout import snapshot_path
 from .live import Line, lines_of
 from .projector import catalog_row, merged_page, place
-from .rebuild import write_rows
+from .rebuild import Rederiver, open_checked, write_rows
 from .recovery import History, Recovered, Recovery
 from .shelves import Shelves
 from .stores.archive import archive_to_read
-from .stores.catalog_sqlite import SqliteCatalog
 from .stores.journal_sqlite import SqliteJournal
 from .stores.lock import check_format, owner_pid
 from .stores.memory import MemoryCatalog
@@ -88,12 +87,20 @@ class Reader:
             archived = await stack.enter_async_context(archive_to_read(archive, data_dir))
             catalog: Catalog | None = None
             # The catalog is a projection: where it is gone or damaged, journal and manifests tell the same, more slowly.
+            recent = FolderObjects(data_dir)
             if catalog_path.exists():
-                with suppress(Damaged):
-                    catalog = await SqliteCatalog.open(catalog_path, read_only=True)
+                try:
+                    rederive = Rederiver(journal, recent, archived)
+                    catalog = await open_checked(catalog_path, rederive, read_only=True)
                     stack.push_async_callback(catalog.close)
+                except Damaged as error:
+                    log.error(
+                        "catalog.damaged",
+                        error=str(error),
+                        remedy="journal and manifests are read instead; the next owner builds it anew",
+                    )
             if catalog is None:
-                catalog, recent = MemoryCatalog(), FolderObjects(data_dir)
+                catalog = MemoryCatalog()
                 await write_rows(catalog, journal=journal, recent=recent, archive=archived, with_active=False)
             yield cls(data_dir, journal, catalog, archived)
 

@@ -4,6 +4,7 @@ It is a projection: what it said of tiers stands in the manifests, and everythin
 """
 
 import os
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -32,11 +33,13 @@ from .stores.lock import FolderLock
 from .stores.objects_folder import FolderObjects
 from .stores.sqlite_files import PARTS, part_path, quarantine
 from .tiering import by_session
+from .verified import get_or_none
 
 log = structlog.get_logger("sojourn.catalog")
 
 AT_ONCE = 16  # manifests that are read together: an archive over a network takes its time for each
 ROWS_A_WRITE = 500
+_ID = re.compile(r"sess_[0-9a-f]{32}")  # what a damaged row names may be anything
 
 
 async def open_catalog(folder: Path, *, journal: Journal, recent: Objects, archive: Objects) -> SqliteCatalog:
@@ -238,11 +241,12 @@ class Rederiver:
         Raises:
             StoreUnavailable: a store does not answer.
         """
-        if not is_session_id(session_id):
+        if not _ID.fullmatch(session_id):
             return None
         for tier, objects in self._objects:
-            for row in await _some_rows(objects, tier, [session_id]):
-                return row
+            if await get_or_none(objects, manifest_name(session_id)) is not None:
+                for row in await _some_rows(objects, tier, [session_id]):
+                    return row
         return await self.active(session_id)
 
     async def active(self, session_id: str) -> CatalogRow | None:

@@ -113,7 +113,7 @@ def decode_segment(data: bytes, *, session_id: str, first_seq: int, last_seq: in
     end = text.find(b"\n") + 1
     try:
         header = _decode_header(text[:end])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Damaged(f"a segment of {session_id} has no header that can be read: {error}") from error
     if header.format > FORMAT:
         raise Damaged(

@@ -132,6 +132,13 @@ def scan(data: bytes) -> Row | None:
     return row
 
 
+def has_both_directories(data: bytes) -> bool:
+    """Whether a row that `scan` can read still has its second copy of what tells its records."""
+    size = len(data) - _CRC.size
+    length = _CRC.unpack_from(data, size)[0] if size >= 0 else 0
+    return _HEAD.size <= length <= size and data[size - length : size] == data[:length]
+
+
 def payload_of(piece: bytes, first_seq: int) -> bytes | None:
     """The payload of a record's piece of a row; None where it does not hold."""
     payload = piece[:-CRC_BYTES]

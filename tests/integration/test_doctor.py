@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from sojourn.cli.findings import Finding
@@ -17,6 +18,7 @@ from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
 from tests.support import owner, s3
 from tests.support.serve import serve
+from tests.support.wait import await_until
 
 DEADLINE_S = 60
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("SOJOURN_")}
@@ -234,3 +236,24 @@ def test_for_a_person_each_finding_is_a_line_with_its_remedy_below(killed: Path)
     lines = done.stdout.splitlines()
     (lost,) = [number for number, line in enumerate(lines) if line.startswith("warning  lost sessions ")]
     assert lines[lost + 1].strip().startswith("-> `sojourn serve` ends them")
+
+
+def test_a_deep_look_names_every_damaged_object_with_its_remedy(tmp_path: Path) -> None:
+    async def fill() -> None:
+        settings = Settings(data_dir=tmp_path, seal_after_s=0.0)
+        async with Runtime.open(settings) as runtime:
+            ended, *_ = await owner.fill(runtime)
+
+            async def moved() -> bool:
+                return bool((await runtime.record(ended))["tier"] == "recent")
+
+            await await_until(moved)
+
+    anyio.run(fill)
+    assert "carry their checksums" in doctor("--data", tmp_path, "--deep")["content"].detail
+    manifest = next(tmp_path.glob("sessions/*/*/manifest.json"))
+    manifest.write_bytes(manifest.read_bytes().replace(b"nightly", b"nightlx"))
+    assert "content" not in doctor("--data", tmp_path)
+    found = doctor("--data", tmp_path, "--deep", code=1)["content"]
+    assert (found.level, found.remedy) == ("problem", "put it back from a copy")
+    assert manifest.relative_to(tmp_path).as_posix() in found.detail

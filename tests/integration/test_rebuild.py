@@ -68,7 +68,7 @@ async def rows(settings: Settings) -> list[CatalogRow]:
 
 
 def quarantined(settings: Settings) -> list[str]:
-    return sorted(path.name for path in (settings.data_dir / "quarantine").glob("*"))
+    return sorted(path.name for path in (settings.data_dir / "quarantine").glob("*.db"))
 
 
 async def test_rebuilt_rows_are_those_that_stood_there(settings: Settings) -> None:

@@ -121,8 +121,8 @@ async def store_findings(folder: Path, settings: Settings) -> AsyncIterator[Find
         if journal.flaws or damaged:
             yield problem(
                 "journal",
-                f"{detail}; {found.damaged:,} records are damaged; sessions that cannot be read: {named(damaged)}"
-                + "".join(f"; {flaw}" for flaw in journal.flaws),
+                "".join([f"{flaw}; " for flaw in journal.flaws])
+                + f"{detail}; {found.damaged:,} records are damaged; sessions that cannot be read: {named(damaged)}",
                 "the other sessions are whole; put the folder back from a copy, or keep these to where they can be read",
             )
         elif found.payload_bytes > 2 * settings.journal_bytes_max:
