@@ -32,6 +32,7 @@ log = structlog.get_logger("sojourn.compaction")
 AT_ONCE = 8
 SESSIONS_A_RELEASE = 256
 RETRY_S = 1.0
+GRACE_S = 1.0  # after the start: those who ask first are answered first
 INLINE_BYTES_MAX = (
     32 * 1024
 )  # compressed at once: a hop to a thread would take longer, and there may be 10,000 of them
@@ -102,6 +103,8 @@ class Compactor:
         """A child of a supervisor; runs until cancelled."""
         started()
         self.notice()
+        with anyio.move_on_after(GRACE_S):
+            await self._hurry.wait()
         while True:
             await self._pressure.wait()
             while bytes_to_free(self._journal.size_bytes, self._bytes_max):

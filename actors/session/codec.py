@@ -19,7 +19,7 @@ from ..errors import Damaged
 from .commands import KIND_BY_EVENT, Body, Cause, Command, Event, SourceCause
 from .model import SessionState
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2  # 1: the checksum was of the state alone
 DOCUMENTS_A_PIECE = 1_000
 
 # "deterministic" sorts the keys of dicts; those of classes come in the order of their fields, which is alphabetical.
@@ -149,7 +149,7 @@ def encode_snapshot(state: SessionState, epoch: int) -> bytes:
 
 def _told(version: int, epoch: int) -> bytes:
     """What the checksum covers beside the state, which repeats the rest."""
-    return b"%d %d\n" % (version, epoch)
+    return b"%d %d\n" % (version, epoch) if version > 1 else b""
 
 
 def _state_pieces(state: SessionState) -> Iterator[bytes]:

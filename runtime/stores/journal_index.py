@@ -79,6 +79,7 @@ class JournalIndex:
             -1
         )  # how often the journal had been told of releases when that was last read; -1: never
         self._records = self._events = self._payload_bytes = self._damaged = 0
+        self._checked: Row | None = None  # the last one of which `check` found that it plainly follows
 
     def check(self, rows: Sequence[Row]) -> None:
         """That these rows may be appended now.
@@ -88,6 +89,7 @@ class JournalIndex:
             ValueError: a record does not follow what stands before it of its session.
         """
         if len(rows) == 1 and self._plainly_follows(rows[0]):
+            self._checked = rows[0]
             return
         epoch = self.epoch
         ahead: dict[str, int] = {}
@@ -128,16 +130,43 @@ class JournalIndex:
             self.epoch = max(self.epoch, row.epoch)
             self._epoch_rows.append(number)
             self._epochs.append(row.epoch)
+        pins = len(row.kinds)
+        if row is self._checked or self._plainly_follows(row):
+            plainly = self._add_plainly(number, row)
+            self._checked = None
+        else:
+            plainly = False
+        if not plainly:
+            pins -= self._add_singly(number, row)
+        self._count(row)
+        self.rows.add(number, len(row.data), pins)
+        self.row = number
+
+    def _add_plainly(self, number: int, row: Row) -> bool:
+        """What `_add_singly` does, by columns, at a third of its cost; False where nothing was done."""
+        session_ids, all_words, high = row.session_ids, self._words, number << _OFFSET_BITS
+        if not all(map(all_words.__contains__, session_ids)):  # all that came before was released of one
+            return False
+        last = [first_seq + count - 1 for first_seq, count in zip(row.first_seqs, row.counts, strict=True)]
+        for words, last_seq, length, offset in zip(
+            map(all_words.__getitem__, session_ids), last, row.lengths, row.offsets, strict=True
+        ):
+            words.extend((last_seq << 32 | length, high | offset))
+        self._last_seqs.update(zip(session_ids, last, strict=True))
+        return True
+
+    def _add_singly(self, number: int, row: Row) -> int:
+        """Returns how many of its records need not stand here."""
         high = number << _OFFSET_BITS
         events = RecordKind.EVENTS.value
         last_seqs, all_words = self._last_seqs, self._words
-        pins = len(row.kinds)
+        needless = 0
         for session_id, first_seq, count, kind, length, offset in zip(
             row.session_ids, row.first_seqs, row.counts, row.kinds, row.lengths, row.offsets, strict=True
         ):
             if kind != events:
                 self._discount(0, length)
-                pins -= 1
+                needless += 1
                 continue
             last_seq = first_seq + count - 1
             record = (last_seq << 32 | length, high | offset)
@@ -148,12 +177,10 @@ class JournalIndex:
                     all_words[session_id] = array("Q", ((first_seq - 1) << 32, 0, *record))
             elif not self._add_apart(session_id, first_seq, number, record):
                 self._discount(count, length)
-                pins -= 1
+                needless += 1
                 continue
             last_seqs[session_id] = last_seq
-        self._count(row)
-        self.rows.add(number, len(row.data), pins)
-        self.row = number
+        return needless
 
     def _add_apart(self, session_id: str, first_seq: int, number: int, record: tuple[int, ...]) -> bool:
         """A record that does not plainly follow; False where all of it was released, or stands here already."""

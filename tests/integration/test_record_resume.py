@@ -115,6 +115,15 @@ def test_another_command_runs_whole_and_a_server_by_its_address_will_do(data: Da
         assert "has ended (completed, passed)" in again.stderr
 
 
+def test_a_session_goes_on_though_its_server_has_ended_too(data: Data, tmp_path: Path) -> None:
+    script = "import pathlib, time; pathlib.Path('started').touch(); time.sleep(60)"
+    session_id = broken_off(data, tmp_path, [PYTHON, "-c", script])
+    end_server(data.folder)
+    done = record(data.folder, "--resume", session_id, "--", "true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert data.get(f"/sessions/{session_id}")["status"] == "completed"
+
+
 def test_what_may_not_go_on_is_refused_and_nothing_is_run(data: Data, tmp_path: Path) -> None:
     process = recording(data.folder, "--", "sh", "-c", "touch started; sleep 60", cwd=tmp_path)
     wait_until((tmp_path / "started").exists)

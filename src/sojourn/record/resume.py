@@ -7,6 +7,7 @@ import anyio
 import msgspec
 
 from ..client import ServerProblem, ServerUnreachable
+from ..launch import launch_if_needed
 from .begin import Resumption
 from .connection import Connection, connect
 from .delivery import deliver_leftovers
@@ -35,7 +36,8 @@ async def _find(options: RecordOptions) -> Resumption:
     left_here = _left_behind(data_dir, session_id)
     try:
         with anyio.fail_after(ANSWER_DEADLINE_S):
-            async with connect(options) as connection:
+            launched = launch_if_needed(data_dir, options.config) if options.server is None else None
+            async with connect(options, launched) as connection:
                 await connection.reconnect()
                 if left_here:
                     await deliver_leftovers(data_dir, connection.client, session_id)
