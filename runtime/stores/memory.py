@@ -22,6 +22,7 @@ from ...actors.ports import (
     Record,
     RecordKind,
 )
+from .mirror_keys import check_update
 from .object_names import check_name, check_prefix
 
 
@@ -273,13 +274,17 @@ class _Mirrored:
 
 
 class MemoryMirror:
-    """`Mirror` in memory. `lose` forgets sessions, as a server does that lost its data."""
+    """`Mirror` in memory. `lose` forgets sessions, as a server does that lost its data. That a session was removed is
+    remembered for good."""
 
     def __init__(self) -> None:
         self._sessions: dict[str, _Mirrored] = {}
+        self._removed: dict[str, int] = {}  # by which epoch
         self._closed = False
 
     async def apply(self, batch: Sequence[MirrorUpdate]) -> list[MirrorAnswer]:
+        for update in batch:
+            check_update(update)
         await self._begin()
         return [self._apply(update) for update in batch]
 
@@ -287,6 +292,13 @@ class MemoryMirror:
         await self._begin()
         session = self._sessions.get(session_id)
         return None if session is None else MirrorHead(epoch=session.epoch, seq=session.seq)
+
+    async def heads(self) -> dict[str, MirrorHead]:
+        await self._begin()
+        return {
+            session_id: MirrorHead(epoch=session.epoch, seq=session.seq)
+            for session_id, session in self._sessions.items()
+        }
 
     async def documents(self, session_id: str) -> dict[str, bytes]:
         await self._begin()
@@ -298,12 +310,22 @@ class MemoryMirror:
         session = self._sessions.get(session_id)
         return [] if session is None else [(seq, event) for seq, event in session.events if seq > after_seq]
 
-    async def remove(self, session_id: str, epoch: int) -> MirrorAnswer:
+    async def trim(self, session_id: str, epoch: int, upto_seq: int) -> MirrorAnswer:
         await self._begin()
         session = self._sessions.get(session_id)
-        if session is not None and session.epoch > epoch:
+        if session is not None:
+            if session.epoch > epoch:
+                return MirrorAnswer.FENCED
+            session.events = [(seq, event) for seq, event in session.events if seq > upto_seq]
+        return MirrorAnswer.OK
+
+    async def remove(self, session_id: str, epoch: int, tier: str = "recent") -> MirrorAnswer:
+        await self._begin()
+        session = self._sessions.get(session_id)
+        if epoch < (self._removed.get(session_id, 0) if session is None else session.epoch):
             return MirrorAnswer.FENCED
-        self._sessions.pop(session_id, None)
+        if self._sessions.pop(session_id, None) is not None:
+            self._removed[session_id] = epoch
         return MirrorAnswer.OK
 
     async def close(self) -> None:
@@ -311,8 +333,9 @@ class MemoryMirror:
         self._closed = True
 
     def lose(self, *session_ids: str) -> None:
-        for session_id in session_ids or tuple(self._sessions):
+        for session_id in session_ids or {*self._sessions, *self._removed}:
             self._sessions.pop(session_id, None)
+            self._removed.pop(session_id, None)
 
     def _apply(self, update: MirrorUpdate) -> MirrorAnswer:
         session = self._sessions.get(update.session_id)
@@ -323,12 +346,13 @@ class MemoryMirror:
             beyond = session.seq > update.last_seq if update.whole else session.seq >= update.last_seq
             if beyond and update.epoch == session.epoch:
                 return MirrorAnswer.DUP
-        if update.whole:
-            session = self._sessions[update.session_id] = _Mirrored(update.epoch, 0)
-        elif update.first_seq != (session.seq if session is not None else 0) + 1:
+        elif update.epoch < self._removed.get(update.session_id, 0):
+            return MirrorAnswer.FENCED
+        if not update.whole and update.first_seq != (session.seq if session is not None else 0) + 1:
             return MirrorAnswer.GAP
-        elif session is None:
+        if update.whole or session is None:
             session = self._sessions[update.session_id] = _Mirrored(update.epoch, 0)
+            self._removed.pop(update.session_id, None)
         session.epoch, session.seq = update.epoch, update.last_seq
         session.events += enumerate(update.events, update.last_seq - len(update.events) + 1)
         for name, document in update.documents.items():
