@@ -272,7 +272,9 @@ class Missing(Damaged):
     `first_seq` and `last_seq` say which: at least those, and the first of them is."""
 
     def __init__(self, session_id: str, first_seq: int, last_seq: int, message: str | None = None) -> None:
-        super().__init__(message or f"events {first_seq} to {last_seq} of {session_id} are missing or damaged")
+        super().__init__(
+            message or f"events {first_seq} to {last_seq} of {session_id} are missing or damaged"
+        )
         self.session_id = session_id
         self.first_seq = first_seq
         self.last_seq = last_seq

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from sojourn.actors.errors import NotOpen
@@ -59,17 +60,24 @@ async def test_functions_run_in_the_order_of_the_calls(owner: OwnerThread) -> No
 
 
 async def test_a_cancelled_caller_goes_at_once_and_its_function_is_run(owner: OwnerThread) -> None:
-    gate = threading.Event()
+    entered, gate = threading.Event(), threading.Event()
     done: list[str] = []
+
+    def wait_inside() -> None:
+        entered.set()
+        gate.wait()
+
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(owner.run, gate.wait)
-        await anyio.lowlevel.checkpoint()
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            await owner.run(done.append, "queued")
-        assert scope.cancelled_caught
-        assert done == []
-        gate.set()
+        tasks.start_soon(owner.run, wait_inside)
+        try:
+            await anyio.to_thread.run_sync(entered.wait)
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await owner.run(done.append, "queued")
+            assert scope.cancelled_caught
+            assert done == []
+        finally:
+            gate.set()
     assert await owner.run(list, done) == ["queued"]
 
 
