@@ -32,6 +32,7 @@ CASES = {
     "test_it::test_comes_later[1]": "passed",
     "test_it::test_comes_later[2]": "passed",
 }
+PATIENCE_S = 60.0  # a server and a pytest start, and there may be no other core
 PYTEST = [PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
 
 
@@ -41,11 +42,17 @@ def data(tmp_path: Path) -> Iterator[Data]:
     end_server(tmp_path / "data")
 
 
-def broken_off(data: Data, folder: Path, command: list[str], *options: str) -> str:
-    """The id of a session whose recorder was killed once `started` was there, and its command after it."""
+def broken_off(data: Data, folder: Path, command: list[str], *options: str, results: int = 0) -> str:
+    """The id of a session whose recorder was killed once `started` was there and so many results had reached it, and its
+    command after it."""
     process = recording(data.folder, *options, "--", *command, cwd=folder)
-    wait_until((folder / "started").exists)
-    wait_until(lambda: not any(path.name.startswith("create") for path in data.folder.glob("spool/*/*")))
+    wait_until((folder / "started").exists, PATIENCE_S)
+
+    def told() -> int:
+        return sum(p.read_text().count("result.record") for p in data.folder.glob("spool/*/outbox.ndjson"))
+
+    wait_until(lambda: told() >= results, PATIENCE_S)
+    wait_until(lambda: not list(data.folder.glob("spool/*/create*")), PATIENCE_S)
     process.kill()
     process.communicate()
     (spool,) = data.spooled
@@ -59,7 +66,7 @@ def test_a_resumed_pytest_runs_the_cases_without_a_result_and_no_other(
 ) -> None:
     (tmp_path / "test_it.py").write_text(SUITE)
     command = [*PYTEST, *arguments]
-    session_id = broken_off(data, tmp_path, command)
+    session_id = broken_off(data, tmp_path, command, results=0 if arguments else 2)
     (tmp_path / "go").touch()
     done = record(data.folder, "--resume", session_id, "--json", "r.json", "--", *command, cwd=tmp_path)
     assert session_id_of(done.stderr) == session_id
@@ -90,7 +97,7 @@ def test_with_nothing_left_to_run_the_session_ends_as_its_results_say(data: Data
         "    pathlib.Path('started').touch()\n"
         "    while not pathlib.Path('go').exists(): time.sleep(0.01)\n"
     )
-    session_id = broken_off(data, tmp_path, PYTEST)
+    session_id = broken_off(data, tmp_path, PYTEST, results=1)
     (tmp_path / "go").touch()
     done = record(data.folder, "--resume", session_id, "--", *PYTEST, cwd=tmp_path)
     assert done.returncode == 5  # pytest's own: no test was collected
