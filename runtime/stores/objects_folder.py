@@ -50,9 +50,11 @@ class FolderObjects:
     async def delete(self, name: str) -> None:
         await self._run(lambda: self._delete(self._root / check_name(name)))
 
-    async def sweep(self) -> int:
-        """Removes what broken writes left behind, and says how many files. Only while nobody writes here."""
-        return await self._run(self._sweep)
+    async def sweep(self, prefix: str = "") -> int:
+        """Removes what broken writes and deletions left behind below `prefix`, temporary files and empty folders, and says
+        how many files. Only while nobody writes there."""
+        start = check_prefix(prefix)
+        return await self._run(lambda: self._sweep(self._root / start))
 
     async def _run(self, work: Callable[[], T]) -> T:
         try:
@@ -118,13 +120,15 @@ class FolderObjects:
         with contextlib.suppress(FileNotFoundError):
             sync_folder(folder)
 
-    def _sweep(self) -> int:
+    def _sweep(self, start: Path) -> int:
         swept = 0
-        for folder, _, files in os.walk(self._root, onerror=_raise_unless_missing):
+        for folder, _, files in os.walk(start, topdown=False, onerror=_raise_unless_missing):
             for file in files:
                 if file.startswith(TEMPORARY):
                     (Path(folder) / file).unlink(missing_ok=True)
                     swept += 1
+            if Path(folder) != start and not os.listdir(folder):
+                Path(folder).rmdir()
         return swept
 
     def _name(self, path: Path) -> str:

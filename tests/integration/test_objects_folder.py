@@ -29,6 +29,15 @@ async def test_leftovers_of_broken_writes_are_not_listed_and_are_swept(tmp_path:
     assert sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*")) == ["a", "a/b"]
 
 
+async def test_folders_that_a_killed_process_had_emptied_are_swept_and_no_others(tmp_path: Path) -> None:
+    for folder in ("sessions/ab/gone", "sessions/cd/kept", "spool/begun"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "sessions/cd/kept/facts.json").write_bytes(b"{}")
+    await FolderObjects(tmp_path).sweep("sessions")
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_dir()}
+    assert left == {"sessions", "sessions/cd", "sessions/cd/kept", "spool", "spool/begun"}
+
+
 async def test_nothing_but_the_object_is_left_after_a_put(tmp_path: Path) -> None:
     objects = FolderObjects(tmp_path / "objects")
     await objects.put("a/b", b"x", create_only=True)
