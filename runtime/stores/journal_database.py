@@ -320,25 +320,25 @@ class JournalDatabase:
             self.flaws.append(flaw)
 
     def _scan_row(self, connection: sqlite3.Connection, number: int) -> None:
-        size_bytes = 0
-        try:
-            # Apart from the data, because it can be told of a row whose pages cannot be read.
-            ((size_bytes, kind),) = connection.execute(
-                "SELECT length(data), typeof(data) FROM journal WHERE row = ?", (number,)
-            ).fetchall() or ((0, "nothing"),)
-            data = b""
-            if kind == "blob":
-                (data,) = connection.execute("SELECT data FROM journal WHERE row = ?", (number,)).fetchone()
-        except sqlite3.DatabaseError as error:
-            if primary_code(error) != sqlite3.SQLITE_CORRUPT:
-                raise
-            data = b""
+        data = self._data_of(connection, number)
         row = frames.scan(data)
         if row is None:
-            self.index.add_lost(number, size_bytes)
+            # Asked for apart: it can be told of a row whose pages cannot be read.
+            told = connection.execute("SELECT length(data) FROM journal WHERE row = ?", (number,)).fetchone()
+            self.index.add_lost(number, (told and told[0]) or 0)
         else:
             self._halves += not frames.has_both_directories(data)
             self.index.add(number, row)
+
+    def _data_of(self, connection: sqlite3.Connection, number: int) -> bytes:
+        """Empty where it cannot be read, or is none of ours."""
+        try:
+            found = connection.execute("SELECT data FROM journal WHERE row = ?", (number,)).fetchone()
+        except sqlite3.DatabaseError as error:
+            if primary_code(error) != sqlite3.SQLITE_CORRUPT:
+                raise
+            return b""
+        return found[0] if found is not None and isinstance(found[0], bytes) else b""
 
     def close(self) -> None:
         self._mark.close()
