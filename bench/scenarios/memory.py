@@ -24,6 +24,7 @@ from sojourn.actors.session.core import apply, decide
 from sojourn.actors.session.model import CaseOutcome, Limits, SessionState
 from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
+from sojourn.runtime.telemetry import configure_logging
 from sojourn.runtime.tuning import tune_process
 
 from ..harness import Measured, Options, Stopwatch
@@ -130,6 +131,7 @@ def _resident_bytes() -> int:
 
 
 if __name__ == "__main__":
+    configure_logging(level="warning")  # the answer alone goes to standard output
     tune_process()
     run = {"live": _live, "states": _states}[sys.argv[1]]
     print(json.dumps(asyncio.run(run(int(sys.argv[2])))))
