@@ -4,7 +4,7 @@
 #   make test     the tests (PYTEST_ARGS="-x -k compare" goes to pytest)
 #   make check    lint, format and types
 #   make fresh    demo and test in a clone with an empty home, empty caches and Python alone on the PATH
-#   make prove    the long proofs: kills, real suites, what recording costs (KILLS= SEED= PAIRS=; PROVE_ARGS names some)
+#   make prove    the long proofs: kills, full disks, damage, real suites (KILLS= FLIPS= RUNS= PAIRS= SEED=; PROVE_ARGS names some)
 #   make bench    the benchmarks (BENCH_ARGS goes to them)
 
 SHELL := /bin/bash
