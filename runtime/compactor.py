@@ -96,7 +96,7 @@ class Compactor:
             if self._moved == moved or self._failures != failures:
                 raise StorageFull(
                     f"the journal holds the {self._bytes_max:,} bytes it may, and its events cannot be moved out of it now; "
-                    "`sojourn doctor` says why, or raise journal_bytes_max"
+                    "the server's log says why; or raise journal_bytes_max"
                 )
 
     async def run(self, started: Callable[[], None]) -> None:
@@ -228,6 +228,9 @@ class Compactor:
             except Missing as missing:
                 if not over_holes:
                     raise
+                if records:  # a segment ends where a hole begins
+                    await self._put(session_id, records)
+                    records, size_bytes = [], 0
                 after = missing.last_seq
                 continue
             for record in found:

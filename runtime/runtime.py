@@ -629,6 +629,7 @@ class Runtime:
 
     def _has_moved(self, session_id: str) -> None:
         """Its next message reads it from where it is now."""
+        self._compactor.forget(session_id)
         if self._kernel.passivate(session_id):
             self._snapshotter.forget(session_id)
 

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from attrs import define, evolve
 
-from sojourn.actors.errors import SetAside, StorageFull, StoreError
+from sojourn.actors.errors import Missing, SetAside, StorageFull, StoreError
 from sojourn.actors.session.actor import Done
 from sojourn.actors.session.commands import AppendLog, Command
 from sojourn.actors.session.wire import read_command, read_create
@@ -148,6 +148,26 @@ async def test_a_lost_segment_sets_the_session_aside_until_the_loss_is_accepted(
         record = await runtime.record(session_id)
         assert [(loss["first_seq"], loss["last_seq"]) for loss in record["losses"]] == [(1, last_lost)]
         assert await runtime.ask(session_id, log_line(702)) == Done(done.seq + 2)
+
+
+async def test_what_stands_on_both_sides_of_a_hole_goes_into_a_segment_each(settings: Settings) -> None:
+    async with Runtime.open(settings) as runtime:
+        session_id = await new_session(runtime)
+        await fill(runtime, session_id, 1, 6)
+        read = runtime._history.read
+
+        class Holed:
+            async def read(self, session_id: str, after: int = 0, *, bytes_max: int | None = None) -> Any:
+                if after in (3, 4):
+                    raise Missing(session_id, after + 1, 5)
+                found = await read(session_id, after, bytes_max=1)
+                return [record for record in found if record.first_seq not in (4, 5)]
+
+        # As if two records between had been damaged on the disk.
+        runtime._compactor._history = Holed()  # type: ignore[assignment]
+        async with runtime._shelves.alone(session_id):
+            assert await runtime._compactor.write_segments(session_id, over_holes=True) == 8
+        assert segments_of(settings, session_id) == [(1, 3), (6, 8)]
 
 
 async def test_a_journal_that_lost_its_end_sets_the_session_aside(settings: Settings) -> None:
