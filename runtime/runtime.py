@@ -3,7 +3,6 @@
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -51,7 +50,7 @@ from ..actors.session.actor import (
 from ..actors.session.commands import ENDING_COMMANDS, Command, Seal
 from ..actors.session.ids import new_session_id, session_id_for
 from ..actors.session.model import Ack, SessionState
-from ..actors.session.record import LOST_AFTER_S, complete_record, decode_record, public_record
+from ..actors.session.record import decode_record, public_record
 from ..actors.tiering.actor import (
     TIERING,
     Ended,
@@ -67,6 +66,7 @@ from .facts import KEEP, Keep
 from .layout import snapshot_path
 from .live import Line, LiveHub, LiveStatistics, lines_of
 from .opening import Stores, SystemClock, open_stores
+from .presence import Presence
 from .projector import CatalogProjector
 from .recovery import History, Recovery
 from .settings import Settings
@@ -190,8 +190,7 @@ class Runtime:
             compaction=self._compactor.run,
             passivation=self._passivate_idle,
         )
-        self._opened_at = self._last_end_at = clock.monotonic()
-        self._signs: dict[str, float] = {}
+        self._presence = Presence(clock)
 
     @classmethod
     @asynccontextmanager
@@ -256,7 +255,7 @@ class Runtime:
             session_id = new_session_id(self._clock.now(), secrets.token_bytes(10))
         done: Done = await self._send(session_id, command, ack, None, size_bytes)
         if not done.duplicate:
-            self._signs[session_id] = self._kernel.now
+            self._presence.sign(session_id, self._kernel.now)
         record = await self._moved_record(session_id) if done.duplicate else None
         if record is None:
             # Not by `record`: with an early answer the journal may not know the session yet.
@@ -303,7 +302,7 @@ class Runtime:
         elif command.type == SEAL:
             self._ended(session_id, Sealed(session_id))
         else:
-            self._signs[session_id] = kernel.now  # fresh: it has just stepped to answer us
+            self._presence.sign(session_id, kernel.now)  # fresh: it has just stepped to answer us
         return done
 
     async def ask_batch(
@@ -332,13 +331,13 @@ class Runtime:
         elif done & ENDING_COMMANDS:
             self._ended(session_id, Ended(session_id))
         else:
-            self._signs[session_id] = self._kernel.now
+            self._presence.sign(session_id, self._kernel.now)
         return answers
 
     async def heartbeat(self, session_id: str) -> None:
         """A sign of life of the session's reporter. Raises NoSuchSession."""
         await self._must_exist(session_id)
-        self._signs[session_id] = self._clock.monotonic()
+        self._presence.sign(session_id, self._clock.monotonic())
 
     def _send(
         self, session_id: str, message: Command | Batch, ack: Ack, deadline_s: float | None, size_bytes: int
@@ -506,13 +505,7 @@ class Runtime:
     def idle_for_s(self) -> float:
         """Seconds since the last sign of life of any session, or the end of one; 0 while a session that has not ended
         shows signs of life."""
-        now = self._clock.monotonic()
-        last_sign = max(self._signs.values(), default=self._opened_at)
-        return (
-            0.0
-            if self._signs and now - last_sign <= LOST_AFTER_S
-            else now - max(last_sign, self._last_end_at)
-        )
+        return self._presence.idle_for_s()
 
     # -- within ----------------------------------------------------------------------------------------------------
 
@@ -595,7 +588,7 @@ class Runtime:
                 session_id, read_record(self.epoch, self._snapshotter.path(session_id))
             )
             if record["ended_at"] is not None:
-                self._signs.pop(session_id, None)  # a late line of an ended session is no sign of life
+                self._presence.forget(session_id)  # a late line of an ended session is no sign of life
             return record
         recovered = await self._recovery.recover(session_id)
         state = recovered.state
@@ -605,22 +598,10 @@ class Runtime:
         return public_record(state, epoch=recovered.epoch, snapshot_path=path)
 
     def _completed(self, record: dict[str, Any]) -> dict[str, Any]:
-        now = self._clock.now()
-        last_sign_at = record["updated_at"]
-        if record["ended_at"] is None:
-            silent_s = self._clock.monotonic() - self._signs.get(record["session_id"], self._opened_at)
-            last_sign_at = max(last_sign_at, now - timedelta(seconds=silent_s))
-        return complete_record(
-            record,
-            now=now,
-            last_sign_at=last_sign_at,
-            owner_alive=True,
-            missing=self._set_aside.get(record["session_id"]),
-        )
+        return self._presence.completed(record, self._set_aside.get(record["session_id"]))
 
     def _ended(self, session_id: str, news: Ended | Sealed) -> None:
-        self._last_end_at = self._clock.monotonic()
-        self._signs.pop(session_id, None)
+        self._presence.ended(session_id)
         self._kernel.tell_or_bury(TIERING, news)
 
     async def _seal(self, session_id: str) -> None:

@@ -13,6 +13,7 @@ from ..actors.session.model import Limits
 from .paths import default_data_dir
 
 MIB = 1024 * 1024
+NO_MIRROR = "none"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 Check = Callable[[Any, "Attribute[Any]", Any], None]
@@ -42,6 +43,21 @@ def _archive_place(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
         raise invalid(attribute.name, value, "a folder, or s3://BUCKET/PREFIX")
 
 
+def _mirror_place(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
+    if value is None or value == NO_MIRROR:
+        return
+    if not isinstance(value, str) or not re.match(r"(rediss?://[^/]|unix:///.)", value):
+        shown = re.sub(r"//[^@/]*@", "//***@", value) if isinstance(value, str) else value
+        raise invalid(
+            attribute.name, shown, "none, redis://HOST:6379/0, rediss://USER:PASSWORD@HOST, or unix:///SOCKET"
+        )
+
+
+def _namespace(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value):
+        raise invalid(attribute.name, value, "1 to 64 of letters, digits, _ . -")
+
+
 def invalid(name: str, value: Any, expected: str) -> InvalidSettings:
     """The error for a value of one setting."""
     return InvalidSettings([f"{name} is {value!r:.200}; give {expected}"])
@@ -56,6 +72,9 @@ class Settings:
     Attributes:
         data_dir: the data folder; made when it is not there. One owner at a time.
         archive: where archived sessions go: a folder, or `s3://bucket/prefix`; None is `archive/` in the data folder.
+        mirror: the Redis that shows live sessions to other processes: `redis://`, `rediss://` or `unix://` (docs/redis.md);
+            `none`: there is none. None: a private Valkey where its wheel is installed, else none.
+        mirror_namespace: the first part of every key there. It belongs to one data folder at a time.
         recent_days: a session that was handed over stays among the recent ones for so many days, then it is archived.
         seal_after_s: an ended session is sealed so long after its end, unless its reporter does: late log lines come
             until then.
@@ -75,6 +94,8 @@ class Settings:
 
     data_dir: Path = field(factory=default_data_dir, converter=Path)
     archive: str | None = field(default=None, validator=_archive_place)
+    mirror: str | None = field(default=None, validator=_mirror_place)
+    mirror_namespace: str = field(default="sojourn", validator=_namespace)
     recent_days: float = field(default=30.0, validator=at_least(0))
     seal_after_s: float = field(default=30.0, validator=at_least(0))
     abandon_after_s: float = field(default=86_400.0, validator=at_least(0))
