@@ -200,11 +200,9 @@ class DurabilityUnavailable(CallerError):
 
     code = "durability_unavailable"
 
-    def __init__(self, asked: str, reached: str | None) -> None:
-        done = f"it is {reached}" if reached else "nothing was done"
-        super().__init__(
-            f"the ack level {asked} cannot be given: no mirror is configured; {done}. Ask for durable"
-        )
+    def __init__(self, asked: str, reached: str | None, why: str = "there is no mirror") -> None:
+        done = f"what was asked is {reached}" if reached else "nothing was done"
+        super().__init__(f"the ack level {asked} cannot be given: {why}; {done}. Ask for durable")
         self.reached = reached
 
 

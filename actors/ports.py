@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 
 class RecordKind(enum.IntEnum):
@@ -24,7 +24,8 @@ class Record:
     """The events of one slot of one session, which become durable together.
 
     `payload` holds `count` lines of canonical JSON, one event each, the first of seq `first_seq`; every line ends
-    with a newline. A mark has count 0, and its payload is its own.
+    with a newline. A mark has count 0, and its payload is its own. `documents` are those of the state that the events
+    touched (None: removed), for the mirror; no part of what is stored.
     """
 
     session_id: str
@@ -33,6 +34,7 @@ class Record:
     epoch: int
     payload: bytes
     kind: RecordKind = RecordKind.EVENTS
+    documents: Mapping[str, bytes | None] | None = field(default=None, eq=False, repr=False)
 
     @property
     def last_seq(self) -> int:
@@ -228,7 +230,7 @@ class MirrorAnswer(enum.Enum):
     """What became of one session's update."""
 
     OK = "ok"
-    DUP = "dup"  # the mirror is at or beyond it already
+    DUP = "dup"  # the mirror stands at its end already
     GAP = "gap"  # the mirror stands elsewhere: send the session whole
     FENCED = "fenced"  # a higher epoch has written: stop
     FOREIGN = "foreign"  # what stands in its place is not ours: nothing was touched, and a person has to look
@@ -237,7 +239,8 @@ class MirrorAnswer(enum.Enum):
 @frozen(kw_only=True)
 class MirrorUpdate:
     """Committed events of one session and the documents they touched (None: removed). `whole` replaces what stands
-    there: then `documents` are all of them, `first_seq` does not matter, and `events` are the last ones up to `last_seq`.
+    there: then `documents` are all of them, `first_seq` does not matter, and `events` are the last ones up to `last_seq`. With
+    `force` it does so whatever epoch stands there: for who holds the claim, where somebody else changed the keys.
 
     A session id is 1 to 128 of `[A-Za-z0-9_-]`, and a document's name does not begin with `@`: ValueError otherwise."""
 
@@ -248,6 +251,7 @@ class MirrorUpdate:
     events: tuple[bytes, ...]
     documents: Mapping[str, bytes | None]
     whole: bool = False
+    force: bool = False
 
 
 @frozen(kw_only=True)
@@ -258,8 +262,38 @@ class MirrorHead:
     seq: int
 
 
+@frozen(kw_only=True)
+class MirrorClaim:
+    """What `claim` found: OK, this owner held it already under this epoch; GAP, it does from now on, and what stands here may
+    be anything, or nothing; FENCED, a higher epoch of this owner does; FOREIGN, `owner` does."""
+
+    answer: MirrorAnswer
+    owner: str
+
+
 class Mirror(Protocol):
     """The live copy that other processes read. Only committed events come here; it may lose all of them."""
+
+    @property
+    def description(self) -> str:
+        """The server and where it is, for people; without secrets."""
+        ...
+
+    @property
+    def is_local(self) -> bool:
+        """On this machine: what stands here does not survive the machine's loss."""
+        ...
+
+    async def claim(self, owner: str, epoch: int) -> MirrorClaim:
+        """This owner writes here, and no other does, for some seconds from now on: claim again meanwhile. The claim of
+        another that has run out is taken over by a higher epoch only. It tells that the mirror lost everything, too.
+
+        Raises as `apply`."""
+        ...
+
+    async def epoch(self) -> int:
+        """The highest epoch that has claimed or written here; 0: none. Raises as `apply`."""
+        ...
 
     async def apply(self, batch: Sequence[MirrorUpdate]) -> list[MirrorAnswer]:
         """One answer per update, in order; sending a batch again is safe (`dup`).

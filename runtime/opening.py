@@ -4,12 +4,16 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from ..actors.errors import StorageFull, StoreUnavailable
 from ..actors.ports import Catalog, Journal, Objects
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .mirror_place import MirrorPlace
 
 
 class SystemClock:
@@ -30,6 +34,7 @@ class Stores:
     catalog: Catalog
     objects: Objects
     archive: Objects
+    mirror: "MirrorPlace | None" = None
 
 
 @asynccontextmanager
@@ -40,8 +45,10 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         FolderInUse: another process owns it. Nothing was changed.
         UnusableFolder: it cannot be written, or is of a newer format. Nothing was changed.
         StorageFull: there is no room to open it in, and no reserve that could be given up for it.
+        UnusableMirror: a mirror is named, and this runs on trio.
     """
     # Imported here: drivers cost a third of the import time, and `sojourn.runtime` is imported for its names too.
+    from .mirror_place import MirrorPlace
     from .rebuild import forget_handed_over, open_catalog
     from .stores.archive import open_archive
     from .stores.journal_sqlite import SqliteJournal
@@ -73,4 +80,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
                 f"no room to open {folder} ({error}); free some space and start again. Reading needs none: `sojourn ls`, "
                 "`show`, `tail` and `export` work without a server"
             ) from error
-        yield Stores(journal=journal, catalog=catalog, objects=objects, archive=archive)
+        mirror = MirrorPlace.of(settings)
+        if mirror is not None:
+            stack.push_async_callback(mirror.close)
+        yield Stores(journal=journal, catalog=catalog, objects=objects, archive=archive, mirror=mirror)

@@ -3,7 +3,7 @@
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import structlog
@@ -27,6 +27,7 @@ from ..actors.kernel.park import Parked, parking
 from ..actors.kernel.scheduler import Kernel
 from ..actors.kernel.statistics import KernelStatistics
 from ..actors.kernel.supervisor import ChildStatistics, Supervisor
+from ..actors.mirroring import MirrorStatistics, MirrorWriter
 from ..actors.ports import (
     CatalogQuery,
     Clock,
@@ -65,6 +66,8 @@ from .event_log import EventLog
 from .facts import KEEP, Keep
 from .layout import snapshot_path
 from .live import Line, LiveHub, LiveStatistics, lines_of
+from .mirror_import import MirrorImport
+from .mirror_source import MirroredSessions
 from .opening import Stores, SystemClock, open_stores
 from .presence import Presence
 from .projector import CatalogProjector
@@ -75,12 +78,15 @@ from .snapshots import Snapshotter
 from .tiering import Tiering, archive_place, look_every_s
 from .tree import runtime_tree
 
+if TYPE_CHECKING:
+    from .mirror_place import MirrorPlace
+
 log = structlog.get_logger("sojourn.runtime")
 
 HISTORY_BYTES_A_READ = 1024 * 1024
 COPY_WAIT_S = 0.5
 SEAL = "session.seal"
-_APPLIED, _DURABLE = Ack.APPLIED, Ack.DURABLE
+_APPLIED, _DURABLE, _MIRRORED = Ack
 
 
 @frozen(kw_only=True)
@@ -97,6 +103,7 @@ class RuntimeStatistics:
     snapshots_written: int
     compaction: CompactionStatistics
     tiering: TieringStatistics
+    mirror: MirrorStatistics | None
 
 
 class Runtime:
@@ -127,7 +134,10 @@ class Runtime:
             known_heads=self._behind,
         )
         self._history = History(event_log, self._recovery)
-        self._around = Surroundings(epoch=epoch, limits=settings.limits, now=clock.now())
+        place = stores.mirror
+        self._around = Surroundings(
+            epoch=epoch, limits=settings.limits, now=clock.now(), mirrored=place is not None
+        )
         self._park = parking()
         self._kernel = Kernel(
             clock=clock.monotonic,
@@ -150,6 +160,7 @@ class Runtime:
             copy=self._copy,
             interval_s=settings.snapshot_interval_s,
             journal_bytes_min=settings.snapshot_journal_bytes_min,
+            written=self._snapshotted,
         )
         self._compactor = Compactor(
             journal=stores.journal,
@@ -182,6 +193,7 @@ class Runtime:
         self._writer = CommitWriter(
             stores.journal, self._kernel, self._publish, self._epoch_mark, self._compactor.room
         )
+        self._mirror = self._mirror_writer(place, event_log) if place is not None else None
         self._tree: Supervisor = runtime_tree(
             commit=self._writer.run,
             kernel=Driver(self._kernel).run,
@@ -189,8 +201,33 @@ class Runtime:
             snapshots=self._snapshotter.run,
             compaction=self._compactor.run,
             passivation=self._passivate_idle,
+            mirror=self._mirror.run if self._mirror is not None else None,
+            mirror_server=place.watch if place is not None and place.private else None,
         )
         self._presence = Presence(clock)
+
+    def _mirror_writer(self, place: "MirrorPlace", event_log: EventLog) -> MirrorWriter:
+        import_ = MirrorImport(
+            journal=self._journal,
+            shelves=self._shelves,
+            event_log=event_log,
+            compactor=self._compactor,
+            clock=self._clock,
+            epoch=self.epoch,
+            drop=self._drop,
+            imported=lambda session_id: self._projector.mark([session_id]),
+        )
+        sessions = MirroredSessions(
+            journal=self._journal,
+            catalog=self._catalog,
+            event_log=event_log,
+            snapshotter=self._snapshotter,
+            epoch=self.epoch,
+            copy=self._copy,
+            in_memory=self._kernel.cells.__contains__,
+            import_=None if place.private else import_,
+        )
+        return MirrorWriter(place.connect, sessions, owner=place.owner, epoch=self.epoch)
 
     @classmethod
     @asynccontextmanager
@@ -210,7 +247,10 @@ class Runtime:
     async def over(cls, settings: Settings, stores: Stores, clock: Clock) -> AsyncIterator["Runtime"]:
         """Run over stores that the caller has opened, and closes afterwards."""
         # Raised once, and durable before use: a late write of an earlier owner carries a lower one and is refused.
-        epoch = max(stores.journal.epoch, await stores.catalog.epoch()) + 1
+        epoch = max(stores.journal.epoch, await stores.catalog.epoch())
+        if stores.mirror is not None:
+            epoch = max(epoch, await stores.mirror.epoch(epoch))
+        epoch += 1
         runtime = cls(settings, stores, clock, epoch)
         await stores.journal.append([runtime._epoch_mark()])
         try:
@@ -254,6 +294,8 @@ class Runtime:
         else:
             session_id = new_session_id(self._clock.now(), secrets.token_bytes(10))
         done: Done = await self._send(session_id, command, ack, None, size_bytes)
+        if ack is _MIRRORED:
+            await self._reached(session_id, done.seq, None)
         if not done.duplicate:
             self._presence.sign(session_id, self._kernel.now)
         record = await self._moved_record(session_id) if done.duplicate else None
@@ -297,6 +339,8 @@ class Runtime:
             size_bytes,
             ack is _APPLIED,
         )
+        if ack is _MIRRORED:
+            await self._reached(session_id, done.seq, deadline_s)
         if command.type in ENDING_COMMANDS:
             self._ended(session_id, Ended(session_id))
         elif command.type == SEAL:
@@ -321,6 +365,9 @@ class Runtime:
         answers: list[Done | CallerError] = await self._send(
             session_id, Batch(commands), ack, deadline_s, size_bytes
         )
+        if ack is _MIRRORED:
+            seqs = [answer.seq for answer in answers if isinstance(answer, Done)]
+            await self._reached(session_id, max(seqs, default=0), deadline_s)
         done = {
             command.type
             for command, answer in zip(commands, answers, strict=True)
@@ -356,8 +403,14 @@ class Runtime:
         self._must_be_open()
         if self._writer.refusing is not None:
             raise self._writer.refusing
-        if ack is Ack.MIRRORED:
+        if ack is _MIRRORED and self._mirror is None:
             raise DurabilityUnavailable(ack.value, None)
+
+    async def _reached(self, session_id: str, seq: int, deadline_s: float | None) -> None:
+        """What is durable up to `seq` is mirrored, too."""
+        assert self._mirror is not None
+        deadline_s = self.settings.ask_deadline_s if deadline_s is None else deadline_s
+        await self._mirror.reached(session_id, seq, self._park(), deadline_s)
 
     async def accept_loss(self, session_id: str) -> Done:
         """Go on without the events that a set-aside session has lost: `history.lost` says which, for ever.
@@ -492,7 +545,16 @@ class Runtime:
             snapshots_written=self._snapshotter.written,
             compaction=self._compactor.statistics(),
             tiering=self._tiering_actor.statistics() if self._tiering_actor else TieringStatistics(),
+            mirror=self.mirror_statistics(),
         )
+
+    def mirror_statistics(self) -> MirrorStatistics | None:
+        """A frozen value; None where there is no mirror."""
+        return self._mirror.statistics() if self._mirror is not None else None
+
+    def mirrored_seq(self, session_id: str) -> int | None:
+        """How far an active session stands in the mirror; None where there is none, or that is not known now."""
+        return self._mirror.mirrored_seq(session_id) if self._mirror is not None else None
 
     def readiness(self) -> dict[str, str]:
         """Each part and `ok`, or what is wrong with it."""
@@ -556,7 +618,7 @@ class Runtime:
         """The session leaves memory once it rests; its next message reads it anew."""
         while session_id in self._kernel.cells and not self._kernel.passivate(session_id):
             await anyio.sleep(0.01)
-        self._snapshotter.forget(session_id)
+        self._left_memory(session_id)
 
     def _read_clock(self) -> None:
         self._around.now = self._clock.now()
@@ -567,6 +629,8 @@ class Runtime:
         self._projector.mark(session_ids)
         self._snapshotter.mark(session_ids)
         self._compactor.notice()
+        if self._mirror is not None:
+            self._mirror.offer(records)
 
     def _epoch_mark(self) -> Record:
         return Record("", 0, 0, self.epoch, b"", RecordKind.EPOCH)
@@ -600,6 +664,14 @@ class Runtime:
     def _completed(self, record: dict[str, Any]) -> dict[str, Any]:
         return self._presence.completed(record, self._set_aside.get(record["session_id"]))
 
+    def _snapshotted(self, session_id: str, seq: int) -> None:
+        if self._mirror is not None and seq:
+            self._mirror.snapshotted(session_id, seq)
+
+    def _left_memory(self, session_id: str) -> None:
+        self._snapshotter.forget(session_id)
+        self._snapshotted(session_id, self._journal.heads().get(session_id, 0))
+
     def _ended(self, session_id: str, news: Ended | Sealed) -> None:
         self._presence.ended(session_id)
         self._kernel.tell_or_bury(TIERING, news)
@@ -608,9 +680,11 @@ class Runtime:
         with suppress(SessionSealed):
             await self._send(session_id, Command(SEAL, Seal()), Ack.DURABLE, None, 0)
 
-    def _has_moved(self, session_id: str) -> None:
+    def _has_moved(self, session_id: str, tier: str) -> None:
         """Its next message reads it from where it is now."""
         self._compactor.forget(session_id)
+        if self._mirror is not None:
+            self._mirror.moved(session_id, tier)
         if self._kernel.passivate(session_id):
             self._snapshotter.forget(session_id)
 
@@ -634,4 +708,4 @@ class Runtime:
             idle = [cell.actor_id for cell in self._kernel.cells.values() if cell.active_at < before]
             for session_id in idle:
                 if self._kernel.passivate(session_id):
-                    self._snapshotter.forget(session_id)
+                    self._left_memory(session_id)

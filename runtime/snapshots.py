@@ -28,6 +28,7 @@ class Snapshotter:
     Args:
         copy: a copy of a session's state, durable as it is.
         journal_bytes_min: the least journal tail a snapshot is written for; a quarter of the state, where that is more.
+        written: told of each session and the seq of its snapshot.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class Snapshotter:
         copy: Callable[[str], Awaitable[SessionState]],
         interval_s: float,
         journal_bytes_min: int,
+        written: Callable[[str, int], None] = lambda session_id, seq: None,
     ) -> None:
+        self._told = written
         self._journal = journal
         self._shelves = shelves
         self._epoch = epoch
@@ -61,6 +64,10 @@ class Snapshotter:
     def path(self, session_id: str) -> str | None:
         """The newest snapshot of a session in memory; None where it has none."""
         return snapshot_path(session_id, self._seqs.get(session_id, 0))
+
+    def seq(self, session_id: str) -> int:
+        """The seq of the newest snapshot of a session in memory; 0 where it has none."""
+        return self._seqs.get(session_id, 0)
 
     def forget(self, session_id: str) -> None:
         """The session has left memory."""
@@ -124,6 +131,7 @@ class Snapshotter:
         await put_and_read_back(self._shelves.recent, name, data)
         self._seqs[session_id] = state.seq
         self.written += 1
+        self._told(session_id, state.seq)
         log.debug("session.snapshotted", session=session_id, seq=state.seq, bytes=len(data))
         for superseded in [other for other in names if other != name][SNAPSHOTS_KEPT - 1 :]:
             await self._shelves.recent.delete(superseded)

@@ -81,7 +81,7 @@ class Tiering:
 
     Args:
         seal: makes `session.sealed` the session's last event, where it is not; durable on return.
-        moved: told of every session whose objects or row have changed.
+        moved: told of every session whose objects or row have changed, and of its tier.
         segment_bytes_full: of event lines; a segment that holds half as much stays as it is when segments are merged.
     """
 
@@ -96,7 +96,7 @@ class Tiering:
         recovery: Recovery,
         clock: Clock,
         seal: Callable[[str], Awaitable[None]],
-        moved: Callable[[str], None],
+        moved: Callable[[str, str], None],
         archive_at: str,
         recent_days: float,
         seal_after_s: float,
@@ -145,7 +145,7 @@ class Tiering:
             else:
                 manifest = await self._manifest(self._shelves.recent, session_id)
             await self._delete_superseded(manifest)
-            self._changed(session_id)
+            self._changed(session_id, RECENT)
 
     async def _is_sealed(self, session_id: str, head: int) -> bool:
         row = await self._catalog.get(session_id)
@@ -220,7 +220,7 @@ class Tiering:
                 # I10. What is left is deleted only where the archive has all of it.
                 manifest = await self._manifest(self._shelves.archive, session_id)
             await self._delete_recent(session_id)
-            self._changed(session_id)
+            self._changed(session_id, ARCHIVE)
 
     async def _complete_archive(self, session_id: str) -> Manifest:
         """Every object in the archive, read back and verified, and the manifest there."""
@@ -366,9 +366,9 @@ class Tiering:
     async def _row(self, manifest: Manifest, objects: Objects) -> CatalogRow:
         return catalog_row(with_facts(manifest.record, await facts_of(objects, manifest.session_id)))
 
-    def _changed(self, session_id: str) -> None:
+    def _changed(self, session_id: str, tier: str) -> None:
         self._event_log.forget(session_id)
-        self._moved(session_id)
+        self._moved(session_id, tier)
 
 
 def _recent_manifest(

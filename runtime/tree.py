@@ -18,9 +18,21 @@ from ..actors.kernel.supervisor import ChildSpec, Run, Strategy, Supervisor
 
 
 def runtime_tree(
-    *, commit: Run, kernel: Run, catalog: Run, snapshots: Run, compaction: Run, passivation: Run
+    *,
+    commit: Run,
+    kernel: Run,
+    catalog: Run,
+    snapshots: Run,
+    compaction: Run,
+    passivation: Run,
+    mirror: Run | None = None,
+    mirror_server: Run | None = None,
 ) -> Supervisor:
     """The tree over these parts."""
+    mirrors = [
+        ChildSpec(child_id="mirror_server", run=mirror_server) if mirror_server is not None else None,
+        ChildSpec(child_id="mirror", run=mirror, fatal=(OwnershipLost,)) if mirror is not None else None,
+    ]
     return Supervisor(
         Strategy.REST_FOR_ONE,
         [
@@ -30,5 +42,7 @@ def runtime_tree(
             ChildSpec(child_id="snapshots", run=snapshots),
             ChildSpec(child_id="compaction", run=compaction),
             ChildSpec(child_id="passivation", run=passivation),
+            # Last: nothing stands on them.
+            *[child for child in mirrors if child is not None],
         ],
     )

@@ -78,10 +78,9 @@ def private_folder(data_dir: Path) -> Path:
         UnusableMirror: it cannot be made, is not this user's alone, or its socket's path would be too long.
     """
     remedy = f"set XDG_RUNTIME_DIR to a folder of yours with a short name, {_OTHERWISE}"
-    name = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:16]
     try:
         base = runtime_dir()
-        folder = base / f"valkey-{name}"
+        folder = base / _folder_name(data_dir)
         if len(os.fsencode(_socket_of(folder))) > SOCKET_PATH_BYTES_MAX:
             raise UnusableMirror(
                 f"{_socket_of(folder)} is longer than the {SOCKET_PATH_BYTES_MAX} bytes that a socket's path may have; {remedy}"
@@ -96,6 +95,18 @@ def private_folder(data_dir: Path) -> Path:
     except OSError as error:
         raise UnusableMirror(f"the private Valkey's folder cannot be made ({error}); {remedy}") from error
     return folder
+
+
+def private_folder_there(data_dir: Path) -> bool:
+    """Whether a private server was started for this data folder, ever since the machine forgot such things."""
+    try:
+        return (runtime_dir() / _folder_name(data_dir)).exists()
+    except OSError:
+        return False
+
+
+def _folder_name(data_dir: Path) -> str:
+    return f"valkey-{hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:16]}"
 
 
 def _socket_of(folder: Path) -> Path:

@@ -11,6 +11,7 @@ from ..ports import Record
 from .codec import encode_events, public_state
 from .commands import HISTORY_LOST, Command, Event, HistoryLost
 from .core import answer_seq, apply, decide
+from .documents import apply_touching, documents_named
 from .model import Limits, SessionState, SourceMark
 from .record import public_record
 
@@ -18,11 +19,13 @@ from .record import public_record
 @define(kw_only=True)
 class Surroundings:
     """What all sessions of a runtime share. `now` is the wall clock (aware UTC), read once a step of the kernel: all events
-    of a step share their time, and a reading a turn would cost a tenth of it."""
+    of a step share their time, and a reading a turn would cost a tenth of it. `mirrored`: records carry the documents that
+    their events touched."""
 
     epoch: int
     limits: Limits
     now: datetime
+    mirrored: bool = False
 
 
 @define
@@ -60,12 +63,13 @@ class AcceptLoss:
 class SessionActor:
     """See kernel.actor.Actor."""
 
-    __slots__ = ("_around", "_events", "state")
+    __slots__ = ("_around", "_events", "_touched", "state")
 
     def __init__(self, state: SessionState, around: Surroundings) -> None:
         self.state = state
         self._around = around
         self._events: list[Event] = []
+        self._touched: set[str] | None = set() if around.mirrored else None
 
     def receive(self, message: Command | Batch | Read | AcceptLoss) -> Any:
         """Answers Done to a command, a list of Done or CallerError to a batch, what `look` returns to a read."""
@@ -75,8 +79,12 @@ class SessionActor:
             events = decide(state, message, around.now, limits)
             if not events:
                 return Done(answer_seq(state, message), True)
+            touched = self._touched
             for event in events:
-                apply(state, event, limits)
+                if touched is None:
+                    apply(state, event, limits)
+                else:
+                    apply_touching(state, event, limits, touched, apply)
                 self._events.append(event)
             return Done(state.seq)
         if isinstance(message, Batch):
@@ -91,7 +99,10 @@ class SessionActor:
         body = HistoryLost(first_seq=message.first_seq, last_seq=message.last_seq)
         at = around.now if state.updated_at is None else max(around.now, state.updated_at)
         event = Event(at, None, body, state.seq + 1, HISTORY_LOST.event)
-        apply(state, event, limits=around.limits)
+        if self._touched is None:
+            apply(state, event, around.limits)
+        else:
+            apply_touching(state, event, around.limits, self._touched, apply)
         self._events.append(event)
         return Done(state.seq)
 
@@ -108,11 +119,14 @@ class SessionActor:
         events = self._events
         if not events:
             return None
-        state, count = self.state, len(events)
+        state, count, touched = self.state, len(events), self._touched
         record = Record(
             state.session_id, state.seq - count + 1, count, self._around.epoch, encode_events(events)
         )
         events.clear()
+        if touched is not None:
+            record.documents = documents_named(state, touched)
+            touched.clear()
         return record
 
 

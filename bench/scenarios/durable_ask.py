@@ -34,7 +34,7 @@ async def measure(options: Options) -> Measured:
     each = max(1, (options.operations or OPERATIONS) // sessions)
     latencies: list[float] = []
     with TemporaryDirectory(prefix="sojourn-bench-", dir=Path.cwd()) as folder:
-        async with Runtime.open(Settings(data_dir=Path(folder))) as runtime:
+        async with Runtime.open(Settings(data_dir=Path(folder), mirror="none")) as runtime:
             ids = [await new_session(runtime) for _ in range(sessions)]
 
             async def client(session_id: str) -> None:

@@ -81,7 +81,9 @@ def commands(session: int) -> Iterator[Command]:
 
 async def _live(sessions: int) -> dict[str, float]:
     with TemporaryDirectory(prefix="sojourn-bench-", dir=Path.cwd()) as folder:
-        async with Runtime.open(Settings(data_dir=Path(folder), passivate_after_s=3600.0)) as runtime:
+        async with Runtime.open(
+            Settings(data_dir=Path(folder), passivate_after_s=3600.0, mirror="none")
+        ) as runtime:
 
             async def session(number: int) -> None:
                 record, _ = await runtime.create(

@@ -4,11 +4,14 @@ import platform
 from functools import cache
 from importlib.metadata import version as installed_version
 
+from attrs import asdict
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ...runtime.runtime import Runtime
 from ..answers import json_answer
+
+_MIRROR = frozenset({"mirror", "mirror_server"})  # the children that keep it
 
 
 async def healthz(_request: Request, _runtime: Runtime) -> Response:
@@ -17,11 +20,14 @@ async def healthz(_request: Request, _runtime: Runtime) -> Response:
 
 
 async def readyz(_request: Request, runtime: Runtime) -> Response:
-    """200 when every store is well, else 503; either way each store by name."""
+    """200 when every store is well, else 503; either way each store by name, and how far the mirror is behind: sessions go
+    on without it, so it makes no difference here."""
     stores = runtime.readiness()
-    if all(state == "ok" for state in stores.values()):
-        return json_answer({"status": "ok", "stores": stores})
-    response = json_answer({"status": "unavailable", "stores": stores}, 503)
+    mirror = runtime.mirror_statistics()
+    body = {"mirror": asdict(mirror) if mirror is not None else None, "stores": stores}
+    if all(state == "ok" for name, state in stores.items() if name not in _MIRROR):
+        return json_answer(body | {"status": "ok"})
+    response = json_answer(body | {"status": "unavailable"}, 503)
     response.headers["retry-after"] = "1"
     return response
 

@@ -17,6 +17,7 @@ from ...actors.ports import (
     CatalogRow,
     JournalStatistics,
     MirrorAnswer,
+    MirrorClaim,
     MirrorHead,
     MirrorUpdate,
     Record,
@@ -280,7 +281,36 @@ class MemoryMirror:
     def __init__(self) -> None:
         self._sessions: dict[str, _Mirrored] = {}
         self._removed: dict[str, int] = {}  # by which epoch
+        self._claimed: tuple[str, int] | None = None  # for good
         self._closed = False
+
+    @property
+    def description(self) -> str:
+        return "memory"
+
+    @property
+    def is_local(self) -> bool:
+        return True
+
+    async def claim(self, owner: str, epoch: int) -> MirrorClaim:
+        await self._begin()
+        answer = MirrorAnswer.GAP
+        if self._claimed is not None:
+            held, highest = self._claimed
+            if held != owner:
+                return MirrorClaim(answer=MirrorAnswer.FOREIGN, owner=held)
+            if epoch < highest:
+                return MirrorClaim(answer=MirrorAnswer.FENCED, owner=owner)
+            if epoch == highest:
+                answer = MirrorAnswer.OK
+        self._claimed = (owner, epoch)
+        return MirrorClaim(answer=answer, owner=owner)
+
+    async def epoch(self) -> int:
+        await self._begin()
+        if self._claimed is not None:
+            return self._claimed[1]
+        return max((session.epoch for session in self._sessions.values()), default=0)
 
     async def apply(self, batch: Sequence[MirrorUpdate]) -> list[MirrorAnswer]:
         for update in batch:
@@ -333,6 +363,8 @@ class MemoryMirror:
         self._closed = True
 
     def lose(self, *session_ids: str) -> None:
+        if not session_ids:
+            self._claimed = None
         for session_id in session_ids or {*self._sessions, *self._removed}:
             self._sessions.pop(session_id, None)
             self._removed.pop(session_id, None)
@@ -340,13 +372,12 @@ class MemoryMirror:
     def _apply(self, update: MirrorUpdate) -> MirrorAnswer:
         session = self._sessions.get(update.session_id)
         if session is not None:
-            if update.epoch < session.epoch:
+            if update.epoch < session.epoch and not update.force:
                 return MirrorAnswer.FENCED
             # What a former owner sent last may never have become part of this one's history: that is a gap, no double.
-            beyond = session.seq > update.last_seq if update.whole else session.seq >= update.last_seq
-            if beyond and update.epoch == session.epoch:
+            if not update.whole and (update.epoch, update.last_seq) == (session.epoch, session.seq):
                 return MirrorAnswer.DUP
-        elif update.epoch < self._removed.get(update.session_id, 0):
+        elif update.epoch < self._removed.get(update.session_id, 0) and not update.force:
             return MirrorAnswer.FENCED
         if not update.whole and update.first_seq != (session.seq if session is not None else 0) + 1:
             return MirrorAnswer.GAP

@@ -28,6 +28,11 @@ def tag(shard: int) -> str:
     return f"{{s{shard:02d}}}"
 
 
+def owner_key(namespace: str) -> str:
+    """Who writes in this namespace; no session is called like it."""
+    return f"{namespace}:{tag(0)}:@owner"
+
+
 @lru_cache(maxsize=16_384)
 def session_key(namespace: str, session_id: str) -> str:
     """The session's hash; the names of its other keys begin with this one. Raises ValueError for what is no session id: a

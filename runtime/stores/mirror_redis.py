@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 import structlog
 
 from ...actors.errors import NotOpen, StoreUnavailable
-from ...actors.ports import MirrorAnswer, MirrorHead, MirrorUpdate
+from ...actors.ports import MirrorAnswer, MirrorClaim, MirrorHead, MirrorUpdate
 from .mirror_keys import (
     EPOCH,
     EVENTS,
@@ -22,10 +22,22 @@ from .mirror_keys import (
     SHARDS,
     check_document_name,
     check_namespace,
+    owner_key,
     session_key,
     shard_of,
 )
-from .mirror_scripts import ANSWERS, APPLY, REMOVE, SCRIPTS, STAGE, STAGE_LOST, STAGE_TTL_S, TRIM, Script
+from .mirror_scripts import (
+    ANSWERS,
+    APPLY,
+    CLAIM,
+    REMOVE,
+    SCRIPTS,
+    STAGE,
+    STAGE_LOST,
+    STAGE_TTL_S,
+    TRIM,
+    Script,
+)
 from .redis_lane import DEADLINE_S, Servers, pack, unusable_on_trio
 from .redis_server import Address, ServerInfo, read_url
 
@@ -35,6 +47,7 @@ log = structlog.get_logger("sojourn.mirror")
 
 TTL_S = 7 * 86_400  # a net under sessions that nobody removes; longer than a session may be silent
 TOMBSTONE_S = 3_600
+CLAIM_S = 15
 CALL_BYTES_MAX = 1024 * 1024  # the server does nothing else meanwhile: some 3 ms
 STAGE_BYTES = 256 * 1024
 READ_DEADLINE_S = 15.0  # a whole session of 96 MiB
@@ -55,13 +68,21 @@ class RedisMirror:
     """
 
     def __init__(
-        self, servers: Servers, readers: Servers, *, namespace: str, ttl_s: int, tombstone_s: int
+        self,
+        servers: Servers,
+        readers: Servers,
+        *,
+        namespace: str,
+        ttl_s: int,
+        tombstone_s: int,
+        claim_s: int,
     ) -> None:
         self._servers = servers
         self._readers = readers
         self._namespace = namespace
         self._ttl_s = ttl_s
         self._tombstone_s = tombstone_s
+        self._claim_s = claim_s
         self._carried: set[asyncio.Task[Any]] = set()
         self._foreign: set[str] = set()  # these were logged
         self._closed = False
@@ -75,6 +96,7 @@ class RedisMirror:
         deadline_s: float = DEADLINE_S,
         ttl_s: int = TTL_S,
         tombstone_s: int = TOMBSTONE_S,
+        claim_s: int = CLAIM_S,
     ) -> Self:
         """Connects, and looks whether the server will do.
 
@@ -84,6 +106,7 @@ class RedisMirror:
             deadline_s: how long one answer, or connecting, may take.
             ttl_s: after so many seconds without an update, give or take a day, a session's keys go.
             tombstone_s: so long it is said of a removed session where it went.
+            claim_s: so long a claim lasts that is not renewed, on the server's clock.
 
         Raises:
             UnusableMirror: it will not do, now or later; the message has the cause and the remedy.
@@ -100,13 +123,24 @@ class RedisMirror:
         except BaseException:
             await servers.close()
             raise
-        return cls(servers, readers, namespace=namespace, ttl_s=ttl_s, tombstone_s=tombstone_s)
+        return cls(
+            servers,
+            readers,
+            namespace=namespace,
+            ttl_s=ttl_s,
+            tombstone_s=tombstone_s,
+            claim_s=claim_s,
+        )
 
     @property
     def server(self) -> ServerInfo:
         """What answered when this was opened."""
         assert self._servers.info is not None
         return self._servers.info
+
+    @property
+    def description(self) -> str:
+        return f"{self.server} at {self._servers.address.shown}"
 
     @property
     def is_local(self) -> bool:
@@ -157,6 +191,19 @@ class RedisMirror:
 
     async def remove(self, session_id: str, epoch: int, tier: str = "recent") -> MirrorAnswer:
         return await self._run(REMOVE, session_id, epoch, tier, self._tombstone_s)
+
+    async def claim(self, owner: str, epoch: int) -> MirrorClaim:
+        key = owner_key(self._namespace)
+        packed = pack(b"EVALSHA", CLAIM.sha, 1, key, owner, epoch, self._claim_s, self._ttl_s)
+        answer: bytes = await self._carry(self._servers.call(0, packed))
+        return MirrorClaim(answer=ANSWERS[answer[0]], owner=answer[1:].decode(errors="replace") or owner)
+
+    async def epoch(self) -> int:
+        key = owner_key(self._namespace)
+        (epoch,) = await self._carry(self._readers.call(0, pack("HMGET", key, "epoch")))
+        if epoch is not None:
+            return int(epoch)
+        return max((head.epoch for head in (await self.heads()).values()), default=0)
 
     async def close(self) -> None:
         if self._closed:
@@ -253,7 +300,7 @@ class RedisMirror:
                 )
             kept = sum(document is not None for document in update.documents.values())
             last = (
-                b"s",
+                b"S" if update.force else b"s",
                 update.epoch,
                 update.first_seq,
                 update.last_seq,
@@ -376,7 +423,7 @@ def _put(arguments: list[str | bytes | int], update: MirrorUpdate) -> None:
         else:
             fields += (name, document)
     arguments += (
-        b"w" if update.whole else b"i",
+        (b"W" if update.force else b"w") if update.whole else b"i",
         update.epoch,
         update.first_seq,
         update.last_seq,

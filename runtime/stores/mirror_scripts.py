@@ -59,7 +59,7 @@ end
 """
 
 # KEYS: a session's hash each.
-# ARGV: time to live in seconds; then for each: kind (i: increment, w: whole, s: whole and staged), epoch, first seq, last
+# ARGV: time to live in seconds; then for each: kind (i: increment, w: whole, s: whole and staged; W, S: by force), epoch, first seq, last
 # seq, how many arguments are events, fields with values, and names of removed documents; then these. Where staged, the
 # last three are the token and how many documents and events were staged.
 APPLY = Script(
@@ -69,21 +69,22 @@ local UNPACK_MAX = 4000
 local answers, at, ttl = {}, 2, ARGV[1]
 local today = string.format('%d', math.floor(tonumber(redis.call('TIME')[1]) / 86400))
 
-local function judge(key, kind, epoch, first, last)
+local function judge(key, kind, forced, epoch, first, last)
   local head, taken = find(key)
   if taken then return 'x' end
   if not head then
     local epoch_gone, taken_gone = removed(key)
     if taken_gone then return 'x' end
-    if epoch_gone and epoch < epoch_gone then return 'f' end
+    if epoch_gone and epoch < epoch_gone and not forced then return 'f' end
     if kind == 'i' and first ~= 1 then return 'g' end
     if epoch_gone then redis.call('UNLINK', key .. ':gone') end
     return 'o', nil
   end
-  local its, seq = tonumber(head[1]), tonumber(head[2])
-  if epoch < its then return 'f' end
-  if epoch == its and (seq > last or (kind == 'i' and seq == last)) then return 'd' end
+  -- Whoever changed these may have left no number.
+  local its, seq = tonumber(head[1]) or 0, tonumber(head[2]) or 0
+  if epoch < its and not forced then return 'f' end
   if kind == 'i' then
+    if epoch == its and seq == last then return 'd' end
     if first ~= seq + 1 then return 'g' end
   else
     local stream = redis.call('TYPE', key .. ':events').ok
@@ -106,13 +107,13 @@ local function replace(key, stream, kind, from)
 end
 
 for i, key in ipairs(KEYS) do
-  local kind, epoch, last = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 3])
+  local kind, epoch, last = string.lower(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 3])
   local count, stream = tonumber(ARGV[at + 4]), key .. ':events'
   local events = at + 7
   local fields = events + count
   local gone = fields + ARGV[at + 5]
   local next_at = gone + ARGV[at + 6]
-  local answer, kept = judge(key, kind, epoch, tonumber(ARGV[at + 2]), last)
+  local answer, kept = judge(key, kind, kind ~= ARGV[at], epoch, tonumber(ARGV[at + 2]), last)
   if answer == 'o' and kind ~= 'i' then
     answer, kept = replace(key, stream, kind, gone), nil
   end
@@ -181,7 +182,7 @@ local key, stream = KEYS[1], KEYS[1] .. ':events'
 local head, taken = find(key)
 if taken then return 'x' end
 if not head then return 'o' end
-if tonumber(ARGV[1]) < tonumber(head[1]) then return 'f' end
+if tonumber(ARGV[1]) < (tonumber(head[1]) or 0) then return 'f' end
 if foreign(redis.pcall('XTRIM', stream, 'MINID', ARGV[2])) then return 'x' end
 if redis.call('XLEN', stream) == 0 then
   redis.call('UNLINK', stream)
@@ -199,7 +200,7 @@ local key, gone, epoch = KEYS[1], KEYS[1] .. ':gone', tonumber(ARGV[1])
 local head, taken = find(key)
 local epoch_gone, taken_gone = removed(key)
 if taken or taken_gone then return 'x' end
-if head and epoch < tonumber(head[1]) then return 'f' end
+if head and epoch < (tonumber(head[1]) or 0) then return 'f' end
 if not head and epoch_gone and epoch < epoch_gone then return 'f' end
 if not head and not epoch_gone then return 'o' end
 redis.call('UNLINK', key, key .. ':events')
@@ -211,4 +212,25 @@ return 'o'
 """
 )
 
-SCRIPTS = (APPLY, STAGE, TRIM, REMOVE)
+# KEYS: the namespace's owner.  ARGV: owner, epoch, seconds that the claim lasts, time to live in seconds.
+CLAIM = Script(
+    _PRELUDE
+    + b"""
+local key, epoch = KEYS[1], tonumber(ARGV[2])
+local held = redis.pcall('HMGET', key, 'owner', 'epoch', 'until')
+if foreign(held) or (not held[1] and redis.call('EXISTS', key) == 1) then return 'x' end
+local now = tonumber(redis.call('TIME')[1])
+local answer = 'g'
+if held[1] == ARGV[1] then
+  if epoch < tonumber(held[2]) then return 'f' end
+  if epoch == tonumber(held[2]) then answer = 'o' end
+elseif held[1] and (now < tonumber(held[3]) or epoch <= tonumber(held[2])) then
+  return 'x' .. held[1]
+end
+redis.call('HSET', key, 'owner', ARGV[1], 'epoch', ARGV[2], 'until', string.format('%d', now + ARGV[3]))
+redis.call('EXPIRE', key, ARGV[4])
+return answer
+"""
+)
+
+SCRIPTS = (APPLY, STAGE, TRIM, REMOVE, CLAIM)

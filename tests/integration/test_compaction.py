@@ -29,7 +29,9 @@ BOUND = 256 * 1024
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", journal_bytes_max=BOUND, snapshot_interval_s=3600.0)
+    return Settings(
+        data_dir=tmp_path / "data", journal_bytes_max=BOUND, snapshot_interval_s=3600.0, mirror="none"
+    )
 
 
 async def new_session(runtime: Runtime) -> str:

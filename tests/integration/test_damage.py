@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def settings(folder: Path) -> Settings:
-    return Settings(data_dir=folder, seal_after_s=3_600.0)
+    return Settings(data_dir=folder, seal_after_s=3_600.0, mirror="none")
 
 
 async def records(folder: Path) -> tuple[dict[str, Any], list[str]]:

@@ -133,7 +133,7 @@ def test_what_costs_data_is_a_problem_with_its_remedy(
 
 @pytest.mark.anyio
 async def test_a_damaged_record_names_its_session(tmp_path: Path) -> None:
-    async with Runtime.open(Settings(data_dir=tmp_path)) as runtime:
+    async with Runtime.open(Settings(data_dir=tmp_path, mirror="none")) as runtime:
         first, *others = await owner.fill(runtime)
     journal = tmp_path / "journal.db"
     data = journal.read_bytes()
@@ -240,7 +240,7 @@ def test_for_a_person_each_finding_is_a_line_with_its_remedy_below(killed: Path)
 
 def test_a_deep_look_names_every_damaged_object_with_its_remedy(tmp_path: Path) -> None:
     async def fill() -> None:
-        settings = Settings(data_dir=tmp_path, seal_after_s=0.0)
+        settings = Settings(data_dir=tmp_path, seal_after_s=0.0, mirror="none")
         async with Runtime.open(settings) as runtime:
             ended, *_ = await owner.fill(runtime)
 

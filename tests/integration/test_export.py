@@ -139,7 +139,7 @@ async def test_junit_is_what_pytests_own_junit_file_says_of_the_same_run(
     (tests / "test_all.py").write_text(re.sub("^    ", "", EVERY_OUTCOME, flags=re.MULTILINE))
     async with listening(tmp_path) as reports:
         await run_pytest(reports, tests, "--junitxml", str(tmp_path / "theirs.xml"), *arguments)
-    async with Runtime.open(Settings(data_dir=tmp_path / "data")) as runtime:
+    async with Runtime.open(Settings(data_dir=tmp_path / "data", mirror="none")) as runtime:
         session_id = await owner.create(runtime, plan="junit")
         for result in reports.results:
             named = {name: value for name, value in result.items() if name not in ("source", "n")}
@@ -171,7 +171,7 @@ async def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path: Path) ->
     data, target = tmp_path / "data", tmp_path / "exports" / "before"
     target.parent.mkdir()
     target.write_text("what was there")
-    async with Runtime.open(Settings(data_dir=data)) as runtime:
+    async with Runtime.open(Settings(data_dir=data, mirror="none")) as runtime:
         session_id = await owner.create(runtime)
         for _ in range(20):
             await owner.ask(runtime, session_id, type="log.append", stream="stdout", text="x" * 50_000)

@@ -45,7 +45,7 @@ async def test_over_tcp_a_server_with_names_answers_to_these_alone(tmp_path: Pat
         "localhost:80:80",
     ]
     async with (
-        Runtime.open(Settings(data_dir=tmp_path)) as runtime,
+        Runtime.open(Settings(data_dir=tmp_path, mirror="none")) as runtime,
         serving(create_app(runtime, hosts=names)) as port,
         httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}/api/v1") as client,
     ):
@@ -77,14 +77,14 @@ async def test_before_the_runtime_is_open_and_after_it_closed_every_path_answers
             assert response.headers["retry-after"] == "1"
         assert (await client.get("/healthz")).status_code == 200
         assert (await client.get("/version")).json()["api"] == "v1"
-        async with Runtime.open(Settings(data_dir=tmp_path)) as app.runtime:
+        async with Runtime.open(Settings(data_dir=tmp_path, mirror="none")) as app.runtime:
             assert (await client.get("/sessions")).status_code == 200
         assert [await refused(path) for path in paths] == [True] * 3
 
 
 async def test_probes_are_answered_beside_the_api_and_at_the_root(tmp_path: Path) -> None:
     async with (
-        Runtime.open(Settings(data_dir=tmp_path)) as runtime,
+        Runtime.open(Settings(data_dir=tmp_path, mirror="none")) as runtime,
         client_of(create_app(runtime), prefix="") as client,
     ):
         for prefix in ("", "/api/v1"):
@@ -102,7 +102,7 @@ async def lifespan_of(app: Starlette) -> AsyncIterator[None]:
 
 
 async def test_a_standalone_application_opens_and_closes_its_own_runtime(tmp_path: Path) -> None:
-    app = standalone(Settings(data_dir=tmp_path))
+    app = standalone(Settings(data_dir=tmp_path, mirror="none"))
     async with client_of(app) as client:
         assert (await client.get("/sessions")).status_code == 503
         async with lifespan_of(app):
@@ -117,7 +117,7 @@ async def test_a_host_opens_the_runtime_in_its_own_lifespan(tmp_path: Path) -> N
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with Runtime.open(Settings(data_dir=tmp_path)) as api.runtime:
+        async with Runtime.open(Settings(data_dir=tmp_path, mirror="none")) as api.runtime:
             yield
 
     host = Starlette(routes=[Mount("/sojourn", app=api)], lifespan=lifespan)
@@ -172,7 +172,7 @@ async def test_a_client_that_goes_away_in_the_middle_of_its_body_is_no_error(tmp
     async def send(message: Message) -> None:
         sent.append(message)
 
-    async with Runtime.open(Settings(data_dir=tmp_path)) as runtime:
+    async with Runtime.open(Settings(data_dir=tmp_path, mirror="none")) as runtime:
         scope: Scope = {
             "type": "http",
             "method": "POST",
@@ -187,7 +187,7 @@ async def test_a_client_that_goes_away_in_the_middle_of_its_body_is_no_error(tmp
 async def test_an_error_after_the_answer_has_begun_breaks_it_off(tmp_path: Path) -> None:
     """What was sent cannot be unsaid; the server logs the error and closes the connection."""
     guard = Guard(_half_an_answer, token=None)
-    async with Runtime.open(Settings(data_dir=tmp_path)) as guard.runtime:
+    async with Runtime.open(Settings(data_dir=tmp_path, mirror="none")) as guard.runtime:
         with pytest.raises(ZeroDivisionError):
             async with client_of(guard) as client:
                 await client.get("/sessions")
@@ -203,12 +203,32 @@ async def test_readyz_names_the_store_that_is_not_well(tmp_path: Path) -> None:
         is_open = True
 
         def readiness(self) -> dict[str, str]:
-            return {"journal": "no room", "catalog": "ok"}
+            return {"journal": "no room", "catalog": "ok", "mirror": "crashed"}
+
+        def mirror_statistics(self) -> None:
+            return None
 
     app = create_app()
     app.runtime = Ailing()  # type: ignore[assignment]
     async with client_of(app) as client:
         response = await client.get("/readyz")
         assert response.status_code == 503
-        assert response.json() == {"status": "unavailable", "stores": {"catalog": "ok", "journal": "no room"}}
+        stores = {"catalog": "ok", "journal": "no room", "mirror": "crashed"}
+        assert response.json() == {"mirror": None, "status": "unavailable", "stores": stores}
         assert response.headers["retry-after"] == "1"
+
+
+async def test_readyz_is_well_without_its_mirror(tmp_path: Path) -> None:
+    class Alone:
+        is_open = True
+
+        def readiness(self) -> dict[str, str]:
+            return {"journal": "ok", "mirror": "crashed", "mirror_server": "quarantined"}
+
+        def mirror_statistics(self) -> None:
+            return None
+
+    app = create_app()
+    app.runtime = Alone()  # type: ignore[assignment]
+    async with client_of(app) as client:
+        assert (await client.get("/readyz")).status_code == 200

@@ -252,7 +252,7 @@ async def test_a_request_id_is_taken_over_when_it_is_clean(tmp_path: Path) -> No
 
 
 async def test_under_a_prefix_of_the_host_locations_and_instances_carry_it(tmp_path: Path) -> None:
-    async with Runtime.open(Settings(data_dir=tmp_path)) as runtime:
+    async with Runtime.open(Settings(data_dir=tmp_path, mirror="none")) as runtime:
         host = Starlette(routes=[Mount("/tools/so journ", app=create_app(runtime))])
         async with client_of(host, prefix="/tools/so%20journ/api/v1") as client:
             created = await client.post("/sessions", json={})

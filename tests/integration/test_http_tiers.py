@@ -21,7 +21,7 @@ pytestmark = ON_ASYNCIO
 @asynccontextmanager
 async def patient(folder: Path) -> AsyncIterator[httpx2.AsyncClient]:
     """A facade that seals nothing by itself."""
-    settings = Settings(data_dir=folder, seal_after_s=3_600.0)
+    settings = Settings(data_dir=folder, seal_after_s=3_600.0, mirror="none")
     async with Runtime.open(settings) as runtime, client_of(create_app(runtime)) as client:
         yield client
 

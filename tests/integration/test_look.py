@@ -278,7 +278,7 @@ def test_following_a_session_in_files_shows_what_comes_until_its_end(tmp_path: P
     """An embedded runtime owns the folder and has no socket: the files themselves are followed."""
 
     async def scenario() -> None:
-        async with Runtime.open(Settings(data_dir=tmp_path)) as runtime:
+        async with Runtime.open(Settings(data_dir=tmp_path, mirror="none")) as runtime:
             session_id = await owner.create(runtime, plan="embedded")
             follower = await anyio.open_process(
                 command("tail", session_id, "-f", "-n", "1", "--data", tmp_path),

@@ -34,7 +34,7 @@ async def ids(reader: Reader, **query: Any) -> list[str]:
 
 
 async def test_a_reader_beside_the_owner_sees_what_the_owner_sees(tmp_path: Path) -> None:
-    async with Runtime.open(Settings(data_dir=tmp_path)) as runtime:
+    async with Runtime.open(Settings(data_dir=tmp_path, mirror="none")) as runtime:
         session_ids = await owner.fill(runtime)
         async with Reader.open(tmp_path) as reader:
             for session_id in session_ids:
@@ -49,7 +49,7 @@ async def test_a_reader_beside_the_owner_sees_what_the_owner_sees(tmp_path: Path
 
 
 async def test_a_reader_takes_in_what_was_committed_since_when_it_is_refreshed(tmp_path: Path) -> None:
-    async with Runtime.open(Settings(data_dir=tmp_path)) as runtime:
+    async with Runtime.open(Settings(data_dir=tmp_path, mirror="none")) as runtime:
         session_id = await owner.create(runtime, plan="live")
         async with Reader.open(tmp_path) as reader:
             await owner.record_cases(runtime, session_id, [("a", "passed", 0.0)])
@@ -89,7 +89,7 @@ async def test_reading_leaves_every_file_as_it_was(tmp_path: Path) -> None:
 
 
 async def test_pages_filter_by_what_the_journal_says_where_the_catalog_is_behind(tmp_path: Path) -> None:
-    async with Runtime.open(Settings(data_dir=tmp_path)) as runtime:
+    async with Runtime.open(Settings(data_dir=tmp_path, mirror="none")) as runtime:
         first, second, third = await owner.fill(runtime)
         await runtime.page(CatalogQuery())  # the catalog is level now
         async with Reader.open(tmp_path) as reader:
@@ -110,7 +110,7 @@ async def test_walking_in_small_pages_meets_every_session_once(killed: tuple[Pat
 
 
 async def test_a_closed_folder_without_its_catalog_lists_the_same(tmp_path: Path) -> None:
-    async with Runtime.open(Settings(data_dir=tmp_path)) as runtime:
+    async with Runtime.open(Settings(data_dir=tmp_path, mirror="none")) as runtime:
         session_ids = await owner.fill(runtime)
     async with Reader.open(tmp_path) as reader:
         with_catalog = await reader.page(CatalogQuery())

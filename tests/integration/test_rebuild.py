@@ -32,7 +32,7 @@ ALL = CatalogQuery(limit=1_000)
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", seal_after_s=0.0)
+    return Settings(data_dir=tmp_path / "data", seal_after_s=0.0, mirror="none")
 
 
 async def tiers(runtime: Runtime) -> list[str]:

@@ -46,7 +46,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data")
+    return Settings(data_dir=tmp_path / "data", mirror="none")
 
 
 async def new_session(runtime: Runtime, **fields: Any) -> str:
@@ -207,7 +207,9 @@ async def test_a_list_is_whole_and_current_although_the_catalog_cannot_be_writte
     stores = Stores(
         journal=FaultyJournal(), catalog=catalog, objects=MemoryObjects(), archive=MemoryObjects()
     )
-    async with Runtime.over(Settings(data_dir=Path("nowhere")), stores, SystemClock()) as runtime:
+    async with Runtime.over(
+        Settings(data_dir=Path("nowhere"), mirror="none"), stores, SystemClock()
+    ) as runtime:
         ids = [await new_session(runtime) for _ in range(3)]
         await runtime.page(CatalogQuery())
         catalog.full = True
@@ -348,7 +350,7 @@ def over(journal: FaultyJournal, clock: Any = None, **change: Any) -> AbstractAs
     stores = Stores(
         journal=journal, catalog=MemoryCatalog(), objects=MemoryObjects(), archive=MemoryObjects()
     )
-    settings = Settings(data_dir=Path("nowhere"), **change)
+    settings = Settings(data_dir=Path("nowhere"), **change, mirror="none")
     return Runtime.over(settings, stores, clock or SystemClock())
 
 

@@ -471,7 +471,7 @@ DAY_S = 86_400.0
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", seal_after_s=0.0)
+    return Settings(data_dir=tmp_path / "data", seal_after_s=0.0, mirror="none")
 
 
 async def ended(runtime: Runtime, **fields: Any) -> str:
@@ -607,7 +607,7 @@ async def test_an_archive_that_is_away_keeps_nothing_from_being_handed_over_and_
         journal=stores.journal, catalog=stores.catalog, objects=stores.objects, archive=away.archive
     )
     plan.killed = True
-    settings = Settings(data_dir=Path("unused"), seal_after_s=0.0, recent_days=0)
+    settings = Settings(data_dir=Path("unused"), seal_after_s=0.0, recent_days=0, mirror="none")
     async with Runtime.over(settings, mixed, SystemClock()) as runtime:
         first = await ended(runtime)
         await await_until(lambda: runtime.statistics().tiering.failing)

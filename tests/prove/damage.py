@@ -105,13 +105,13 @@ async def _moved(runtime: Runtime, ids: list[str], tier: str) -> None:
 async def fill(folder: Path) -> None:
     """Archived sessions first, then recent ones, then active ones of which a part has left the journal."""
     for recent_days, tier in ((INSTANT_DAYS, "archive"), (1_000.0, "recent")):
-        settings = Settings(data_dir=folder, recent_days=recent_days, seal_after_s=0.0)
+        settings = Settings(data_dir=folder, recent_days=recent_days, seal_after_s=0.0, mirror="none")
         async with Runtime.open(settings) as runtime:
             ids = [await _session(runtime, f"{tier} {n}", 2 + n, sealed=True) for n in range(3)]
             await _moved(runtime, ids, "recent" if tier == "recent" else "archive")
             for session_id in ids[:2]:
                 await runtime.set_facts(session_id, title=f"{tier} and named", tags=["set"])
-    settings = Settings(data_dir=folder, seal_after_s=NEVER_S, journal_bytes_max=192 * 1024)
+    settings = Settings(data_dir=folder, seal_after_s=NEVER_S, journal_bytes_max=192 * 1024, mirror="none")
     async with Runtime.open(settings) as runtime:
         for n in range(4):
             await _session(runtime, f"active {n}", 12)
@@ -133,7 +133,7 @@ async def fill_and_die(folder: Path) -> None:
     """More of each tier, and nothing of it written back from the logs: a reader that looks at what stood there before
     holds them."""
     readers = [sqlite3.connect(folder / name, isolation_level=None) for name in DATABASES]
-    settings = Settings(data_dir=folder, recent_days=INSTANT_DAYS, seal_after_s=0.0)
+    settings = Settings(data_dir=folder, recent_days=INSTANT_DAYS, seal_after_s=0.0, mirror="none")
     async with Runtime.open(settings) as runtime:
         for reader in readers:
             reader.execute("BEGIN").execute("SELECT count(*) FROM sqlite_schema").fetchall()
@@ -217,7 +217,7 @@ async def look(folder: Path, ids: list[str]) -> Seen:
     """Everything that a runtime serves of these sessions."""
     seen = Seen()
     settings = Settings(
-        data_dir=folder, recent_days=1_000.0, seal_after_s=NEVER_S, snapshot_interval_s=3_600.0
+        mirror="none", data_dir=folder, recent_days=1_000.0, seal_after_s=NEVER_S, snapshot_interval_s=3_600.0
     )
     with structlog.testing.capture_logs() as logs, anyio.fail_after(TRIAL_S):
         try:

@@ -49,7 +49,9 @@ def prove(rng: random.Random) -> dict[str, Any]:
 
 
 async def _through_tiers(folder: Path, archive: str | None, rng: random.Random) -> dict[str, Any]:
-    settings = Settings(data_dir=folder, archive=archive, recent_days=1_000.0, journal_bytes_max=4 * 1024**2)
+    settings = Settings(
+        data_dir=folder, archive=archive, recent_days=1_000.0, journal_bytes_max=4 * 1024**2, mirror="none"
+    )
     states: dict[str, bytes] = {}
     events: dict[str, list[bytes]] = {}
     differ = {"states_differ": 0, "events_differ": 0}
@@ -140,7 +142,7 @@ async def _day(folder: Path, total: int, rng: random.Random) -> dict[str, Any]:
     """Measured at each tenth. Flat is: snapshots hardly grow from the third tenth on, when every case has run, and memory
     hardly from the first tenth on in which the journal is compacted."""
     process = psutil.Process()
-    settings = Settings(data_dir=folder, snapshot_interval_s=1.0)
+    settings = Settings(data_dir=folder, snapshot_interval_s=1.0, mirror="none")
     rss: list[int] = []
     compacting_from = 0
     snapshots: list[int] = []

@@ -43,7 +43,7 @@ from sojourn.actors.errors import (
 from sojourn.actors.ports import CatalogQuery, Record, RecordKind
 from sojourn.actors.session.actor import Done
 from sojourn.actors.session.wire import read_command, read_create
-from sojourn.runtime.opening import Stores, SystemClock, open_stores
+from sojourn.runtime.opening import SystemClock, open_stores
 from sojourn.runtime.reader import Reader
 from sojourn.runtime.rebuild import rebuild_catalog
 from sojourn.runtime.runtime import Runtime
@@ -109,12 +109,8 @@ class Counted:
 async def opened(settings: Settings, faults: "Counter[str]") -> AsyncIterator[Runtime]:
     """`Runtime.open` over counted stores."""
     async with open_stores(settings) as stores:
-        counted = Stores(
-            **{
-                name: Counted(getattr(stores, name), name, faults)
-                for name in ("journal", "catalog", "objects", "archive")
-            }
-        )
+        names = ("journal", "catalog", "objects", "archive")
+        counted = evolve(stores, **{name: Counted(getattr(stores, name), name, faults) for name in names})  # type: ignore[arg-type]
         async with Runtime.over(settings, counted, SystemClock()) as runtime:
             yield runtime
 

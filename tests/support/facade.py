@@ -38,7 +38,7 @@ async def client_of(app: ASGIApp, *, prefix: str = API, **options: Any) -> Async
 async def facade(data_dir: Path, *, token: str | None = None) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the facade over a runtime of its own."""
     async with (
-        Runtime.open(Settings(data_dir=data_dir)) as runtime,
+        Runtime.open(Settings(data_dir=data_dir, mirror="none")) as runtime,
         client_of(create_app(runtime, token=token)) as client,
     ):
         yield client
@@ -63,7 +63,7 @@ async def served(
     data_dir: Path, *, token: str | None = None
 ) -> AsyncIterator[tuple[httpx2.AsyncClient, Application]]:
     """A client of a served facade, over TCP."""
-    async with Runtime.open(Settings(data_dir=data_dir)) as runtime:
+    async with Runtime.open(Settings(data_dir=data_dir, mirror="none")) as runtime:
         app = create_app(runtime, token=token)
         async with (
             serving(app) as port,

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+from attrs import evolve
 
 from sojourn.http.app import create_app
 from sojourn.http.server import Server, bind_tcp, bound_unix
-from sojourn.runtime.opening import Stores, SystemClock, open_stores
+from sojourn.runtime.opening import SystemClock, open_stores
 from sojourn.runtime.paths import api_socket_path
 from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
@@ -92,6 +93,7 @@ def kind_of(name: str) -> str:
 def eager(data_dir: Path) -> Settings:
     """Settings under which everything happens within seconds."""
     return Settings(
+        mirror="none",
         data_dir=data_dir,
         journal_bytes_max=512 * 1024,
         snapshot_interval_s=0.3,
@@ -108,12 +110,8 @@ async def main(data_dir: Path, port: int, point: str | None, nth: int) -> None:
     settings = eager(data_dir)
     with bind_tcp("127.0.0.1", port) as tcp:
         async with open_stores(settings) as stores:
-            fused = Stores(
-                **{
-                    name: Fused(getattr(stores, name), name, fuse)
-                    for name in ("journal", "catalog", "objects", "archive")
-                }
-            )
+            names = ("journal", "catalog", "objects", "archive")
+            fused = evolve(stores, **{name: Fused(getattr(stores, name), name, fuse) for name in names})  # type: ignore[arg-type]
             async with Runtime.over(settings, fused, SystemClock()) as runtime:
                 with bound_unix(api_socket_path(data_dir)) as unix:
                     app = create_app(runtime)

@@ -83,7 +83,7 @@ def killed_owner(folder: Path) -> list[str]:
 
 
 async def _main(folder: Path) -> None:
-    async with Runtime.open(Settings(data_dir=folder)) as runtime:
+    async with Runtime.open(Settings(data_dir=folder, mirror="none")) as runtime:
         print(*await fill(runtime), flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 

@@ -160,7 +160,7 @@ class Mover:
             recovery=self.recovery,
             clock=self.clock,
             seal=self.seal,
-            moved=self.moved.append,
+            moved=lambda session_id, _tier: self.moved.append(session_id),
             archive_at="archive",
             recent_days=30.0,
             seal_after_s=30.0,

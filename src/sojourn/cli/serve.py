@@ -39,6 +39,7 @@ def serve(
     port: Annotated[int | None, Parameter(validator=Number(gte=0, lte=65535))] = None,
     tcp: bool = True,
     token: str | None = None,
+    mirror: str | None = None,
     exit_when_idle: Annotated[float | None, Parameter(validator=Number(gte=0))] = None,
     log_level: Literal["debug", "info", "warning", "error"] | None = None,
     config: Path | None = None,
@@ -61,6 +62,9 @@ def serve(
     token
         Every request must carry it as a bearer token. Rather give it as SOJOURN_TOKEN: others on this machine can
         read a command line. With --no-tcp the settings file's token is not asked for.
+    mirror
+        The Redis that shows live sessions to other processes: redis://HOST:6379/0, rediss://, unix://; or none. Default: a
+        private Valkey where `sojourn[embedded]` is installed.
     exit_when_idle
         End after so many seconds in which nothing was asked and no session showed signs of life.
     log_level
@@ -72,7 +76,14 @@ def serve(
         The exit code: 0 after an ordered stop (Ctrl-C and SIGTERM too), 1 where it could not serve, 2 for a mistake
         on the command line.
     """
-    flags = {"data_dir": data, "host": host, "port": port, "token": token, "log_level": log_level}
+    flags = {
+        "data_dir": data,
+        "host": host,
+        "port": port,
+        "token": token,
+        "log_level": log_level,
+        "mirror": mirror,
+    }
     try:
         loaded = load_settings(config=config, flags=flags)
     except InvalidSettings as error:

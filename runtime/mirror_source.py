@@ -1,0 +1,118 @@
+"""What the mirror writer asks of a runtime: a session whole, and what to do with what stands in the mirror and not here."""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+import structlog
+from anyio.lowlevel import checkpoint
+
+from ..actors.errors import SetAside
+from ..actors.ports import Catalog, Journal, Mirror, MirrorHead, MirrorUpdate
+from ..actors.session.documents import all_documents
+from ..actors.session.model import SessionState
+from .event_log import EventLog
+from .mirror_import import MirrorImport
+from .shelves import ACTIVE
+from .snapshots import Snapshotter
+
+log = structlog.get_logger("sojourn.mirror")
+
+DOCUMENTS_A_SLICE = 500  # under a millisecond
+EVENTS_BYTES_MAX = (
+    4 * 1024 * 1024
+)  # more than a session has since its snapshot, while snapshots can be written
+READ_BYTES = 256 * 1024
+
+
+class MirroredSessions:
+    """See actors.mirroring.MirrorSource.
+
+    Args:
+        copy: a copy of a session's state, durable as it is.
+        in_memory: whether a session is. The events of one that is not are left out of the mirror.
+        import_: takes in what only the mirror has; None: nothing is, since the mirror is this data folder's own, and what it
+            has of another one's time is removed.
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        catalog: Catalog,
+        event_log: EventLog,
+        snapshotter: Snapshotter,
+        epoch: int,
+        copy: Callable[[str], Awaitable[SessionState]],
+        in_memory: Callable[[str], bool],
+        import_: MirrorImport | None,
+    ) -> None:
+        self._journal = journal
+        self._catalog = catalog
+        self._event_log = event_log
+        self._snapshotter = snapshotter
+        self._epoch = epoch
+        self._copy = copy
+        self._in_memory = in_memory
+        self._import = import_
+
+    def heads(self) -> Mapping[str, int]:
+        return self._journal.heads()
+
+    async def whole(self, session_id: str) -> MirrorUpdate | None:
+        if session_id not in self._journal.heads():
+            return None
+        in_memory = self._in_memory(session_id)
+        try:
+            state = await self._copy(session_id)
+        except SetAside:
+            return None
+        events = await self._events(session_id, state.seq) if in_memory else ()
+        documents: dict[str, bytes | None] = {}
+        for name, document in all_documents(state):
+            documents[name] = document
+            if not len(documents) % DOCUMENTS_A_SLICE:
+                await checkpoint()
+        return MirrorUpdate(
+            session_id=session_id,
+            epoch=self._epoch,
+            first_seq=1,
+            last_seq=state.seq,
+            events=events,
+            documents=documents,
+            whole=True,
+        )
+
+    async def _events(self, session_id: str, upto: int) -> tuple[bytes, ...]:
+        """Those since the session's snapshot; the last ones where they are more than may be."""
+        after = self._snapshotter.seq(session_id)
+        events: list[bytes] = []
+        size = 0
+        while after < upto:
+            for record in await self._event_log.read(session_id, after, bytes_max=READ_BYTES):
+                lines = record.payload.splitlines()[max(0, after + 1 - record.first_seq) :]
+                if record.last_seq > upto:
+                    lines = lines[: upto - after]
+                events += lines
+                size += len(record.payload)
+                after += len(lines)
+                if after >= upto:
+                    break
+            if size > EVENTS_BYTES_MAX:
+                events, size = [], 0
+        return tuple(events)
+
+    async def found(self, mirror: Mirror, session_id: str, head: MirrorHead) -> None:
+        if session_id not in self._journal.heads():
+            row = await self._catalog.get(session_id)
+            if row is not None and row.tier != ACTIVE:
+                await mirror.remove(session_id, self._epoch, row.tier)
+                return
+            if self._import is None:
+                log.info(
+                    "mirror.removed_stray",
+                    session=session_id,
+                    remedy="none is needed: it is of a data folder that was here before this one",
+                )
+                await mirror.remove(session_id, self._epoch)
+                return
+        if self._import is not None:
+            await self._import.take_in(mirror, session_id, head)
