@@ -9,7 +9,7 @@ from time to time by an update without events that follows the head: a server th
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Protocol, TypeVar
 
 import anyio
@@ -104,7 +104,7 @@ class _Session:
     since: float
     first_seq: int = 0  # of what waits
     events: list[bytes] = field(factory=list)
-    documents: dict[str, bytes | None] = field(factory=dict)
+    documents: MutableMapping[str, bytes | None] = field(factory=dict)
     held_bytes: int = 0  # of what waits
     waits: bool = False
     sent: MirrorUpdate | None = None
@@ -159,26 +159,39 @@ class MirrorWriter:
 
     def offer(self, records: Sequence[Record]) -> None:
         """Durable records, in order; called for every commit."""
+        now = anyio.current_time()
+        behind, foreign, queue = self._behind, self._foreign, self._queue
+        held = self._held_bytes
         for record in records:
-            if record.documents is None or record.session_id in self._foreign:
+            documents, session_id = record.documents, record.session_id
+            if documents is None or session_id in foreign:
                 continue
-            session = self._behind.get(record.session_id)
+            record.documents = None  # they are kept here alone
+            first_seq, payload = record.first_seq, record.payload
+            session = behind.get(session_id)
             if session is None:
-                session = self._hold(record.session_id, record.last_seq, record.first_seq - 1)
-            session.head = record.last_seq
+                session = behind[session_id] = _Session(session_id, first_seq - 1, first_seq - 1, now)
+            session.head = first_seq + record.count - 1
             if session.whole:
                 continue
-            if not session.waits:
+            if session.waits:
+                session.events += payload.splitlines()
+                session.documents.update(documents)
+            else:
                 session.waits = True
-                session.first_seq = record.first_seq
-            added = len(record.payload)
-            session.events += record.payload.splitlines()
-            for name, document in record.documents.items():
-                added += len(name) + (len(document) if document is not None else 0)
-            session.documents.update(record.documents)
+                session.first_seq = first_seq
+                session.events = payload.splitlines()
+                session.documents = documents
+            added = len(payload)
+            for document in documents.values():
+                if document is not None:
+                    added += len(document)
             session.held_bytes += added
-            self._held_bytes += added
-            self._enqueue(session)
+            held += added
+            if not session.queued and not session.busy:
+                session.queued = True
+                queue.append(session)
+        self._held_bytes = held
         if self._held_bytes > self._held_bytes_max:
             self._shed()
         self._news.wake()
@@ -405,13 +418,17 @@ class MirrorWriter:
             self._forgo(session)
             session.whole = True
         else:
-            session.mirrored, session.since = seq, anyio.current_time()
-            self._settle(session)
+            session.mirrored = seq
+            if session.askers:
+                self._settle(session)
+            if not session.waits and not session.whole and session.gone is None and not session.askers:
+                session.busy = False
+                del self._behind[session.session_id]
+                return
+            session.since = anyio.current_time()
         self._rest(session)
 
     def _settle(self, session: _Session) -> None:
-        if not session.askers:
-            return
         waiting = []
         for asker in session.askers:
             seq, parked, _ = asker

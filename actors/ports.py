@@ -5,7 +5,7 @@ is not async does not block. Driver errors arrive as `StoreError`s with their ca
 """
 
 import enum
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, MutableMapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -25,7 +25,7 @@ class Record:
 
     `payload` holds `count` lines of canonical JSON, one event each, the first of seq `first_seq`; every line ends
     with a newline. A mark has count 0, and its payload is its own. `documents` are those of the state that the events
-    touched (None: removed), for the mirror; no part of what is stored.
+    touched (None: removed), for the mirror, which takes them over; no part of what is stored.
     """
 
     session_id: str
@@ -34,7 +34,7 @@ class Record:
     epoch: int
     payload: bytes
     kind: RecordKind = RecordKind.EVENTS
-    documents: Mapping[str, bytes | None] | None = field(default=None, eq=False, repr=False)
+    documents: MutableMapping[str, bytes | None] | None = field(default=None, eq=False, repr=False)
 
     @property
     def last_seq(self) -> int:
@@ -236,7 +236,7 @@ class MirrorAnswer(enum.Enum):
     FOREIGN = "foreign"  # what stands in its place is not ours: nothing was touched, and a person has to look
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class MirrorUpdate:
     """Committed events of one session and the documents they touched (None: removed). `whole` replaces what stands
     there: then `documents` are all of them, `first_seq` does not matter, and `events` are the last ones up to `last_seq`. With
