@@ -237,6 +237,11 @@ class MirrorWriter:
         session.askers.append((seq, parked, anyio.current_time() + deadline_s))
         return parked
 
+    @property
+    def mirror(self) -> Mirror | None:
+        """The mirror, while it is there."""
+        return self._mirror if self._open else None
+
     def mirrored_seq(self, session_id: str) -> int | None:
         """How far the mirror has acknowledged an active session; None while that is not known."""
         if not self._open or session_id in self._foreign:

@@ -55,9 +55,41 @@ class MirrorImport:
         self._drop = drop
         self._imported = imported
 
-    async def take_in(self, mirror: Mirror, session_id: str, head: MirrorHead) -> None:
+    async def fill(self, mirror: Mirror, session_id: str, first_seq: int, last_seq: int) -> bool:
+        """For a session that is starting and has lost these events: whether the mirror had them, or its state after them.
+
+        Raises as `take_in`.
+        """
+        head = await mirror.head(session_id)
+        if head is None or head.seq < last_seq:
+            return False
+        if last_seq > self._journal.heads().get(session_id, 0):
+            await self.take_in(mirror, session_id, head, starting=True)
+            return True
+        events = [e for e in await mirror.events(session_id, first_seq - 1) if e[0] <= last_seq]
+        lines = _last_run(events, last_seq)
+        if len(lines) < last_seq - first_seq + 1:
+            return False
+        async with self._shelves.alone(session_id):
+            await self._store_segment(session_id, head.epoch, last_seq, lines)
+        self._event_log.forget(session_id)
+        log.warning(
+            "session.filled_from_mirror",
+            session=session_id,
+            first_seq=first_seq,
+            last_seq=last_seq,
+            remedy="none is needed; look after the disk under the data folder, which had lost them",
+        )
+        return True
+
+    async def take_in(
+        self, mirror: Mirror, session_id: str, head: MirrorHead, *, starting: bool = False
+    ) -> None:
         """On return the session stands here as it does in the mirror. What was here stays; what neither has is declared
         lost. A kill meanwhile leaves what is found again.
+
+        Args:
+            starting: its actor is, so there is none to drop.
 
         Raises:
             Damaged: the mirror's documents make no state.
@@ -69,7 +101,8 @@ class MirrorImport:
         if await mirror.head(session_id) != head:
             raise StoreUnavailable(f"the mirror of {session_id} changed while it was read; it is tried again")
         state = await to_thread.run_sync(state_of, session_id, head.seq, documents)
-        await self._drop(session_id)
+        if not starting:
+            await self._drop(session_id)
         async with self._shelves.alone(session_id):
             if self._journal.heads().get(session_id, 0) != here:
                 raise StoreUnavailable(
@@ -79,18 +112,24 @@ class MirrorImport:
             if here:
                 await self._compactor.write_segments(session_id, over_holes=True)
             await self._store(state, head, events)
-            # From here on the session is active, and ends where the mirror does.
-            await self._journal.release({session_id: head.seq})
             lost = (here + 1, head.seq - len(events))
-            if lost[0] <= lost[1]:
+            is_lost = lost[0] <= lost[1]
+            # A session that nobody knows here begins with what declares its loss, so that none finds it without. From here
+            # on it is active.
+            if is_lost and not here:
                 await self._declare(state, *lost)
+            await self._journal.release({session_id: head.seq})
+            if is_lost and here:
+                await self._declare(state, *lost)
+        if here and not starting:
+            await self._drop(session_id)
         self._event_log.forget(session_id)
         self._imported(session_id)
         log.warning(
             "session.taken_from_mirror",
             session=session_id,
             seq=head.seq,
-            lost=f"events {lost[0]} to {lost[1]}" if lost[0] <= lost[1] else "nothing",
+            lost=f"events {lost[0]} to {lost[1]}" if is_lost else "nothing",
             remedy="none is needed; look after the disk under the data folder, which had lost it",
         )
 
@@ -99,13 +138,15 @@ class MirrorImport:
         data = await to_thread.run_sync(encode_snapshot, state, head.epoch)
         await put_and_read_back(self._shelves.recent, snapshot_name(session_id, head.seq), data)
         if events:
-            first_seq = head.seq - len(events) + 1
-            record = Record(
-                session_id, first_seq, len(events), head.epoch, b"".join([line + b"\n" for line in events])
-            )
-            segment = await to_thread.run_sync(encode_segment, session_id, [record])
-            name = segment_name(session_folder(session_id), first_seq, head.seq)
-            await put_and_read_back(self._shelves.recent, name, segment)
+            await self._store_segment(session_id, head.epoch, head.seq, events)
+
+    async def _store_segment(self, session_id: str, epoch: int, last_seq: int, lines: list[bytes]) -> None:
+        first_seq = last_seq - len(lines) + 1
+        payload = b"".join([line + b"\n" for line in lines])
+        record = Record(session_id, first_seq, len(lines), epoch, payload)
+        segment = await to_thread.run_sync(encode_segment, session_id, [record])
+        name = segment_name(session_folder(session_id), first_seq, last_seq)
+        await put_and_read_back(self._shelves.recent, name, segment)
 
     async def _declare(self, state: SessionState, first_seq: int, last_seq: int) -> None:
         now = self._clock.now()

@@ -29,8 +29,8 @@ class MirroredSessions:
     Args:
         copy: a copy of a session's state, durable as it is.
         in_memory: whether a session is. The events of one that is not are left out of the mirror.
-        import_: takes in what only the mirror has; None: nothing is, since the mirror is this data folder's own, and what it
-            has of another one's time is removed.
+        strays: what only the mirror has is taken in. False: it is removed, since the mirror is this data folder's own, and
+            the folder was made anew.
     """
 
     def __init__(
@@ -43,7 +43,8 @@ class MirroredSessions:
         epoch: int,
         copy: Callable[[str], Awaitable[SessionState]],
         in_memory: Callable[[str], bool],
-        import_: MirrorImport | None,
+        import_: MirrorImport,
+        strays: bool,
     ) -> None:
         self._journal = journal
         self._catalog = catalog
@@ -53,6 +54,7 @@ class MirroredSessions:
         self._copy = copy
         self._in_memory = in_memory
         self._import = import_
+        self._strays = strays
 
     def heads(self) -> Mapping[str, int]:
         return self._journal.heads()
@@ -106,7 +108,7 @@ class MirroredSessions:
             if row is not None and row.tier != ACTIVE:
                 await mirror.remove(session_id, self._epoch, row.tier)
                 return
-            if self._import is None:
+            if not self._strays:
                 log.info(
                     "mirror.removed_stray",
                     session=session_id,
@@ -114,5 +116,4 @@ class MirroredSessions:
                 )
                 await mirror.remove(session_id, self._epoch)
                 return
-        if self._import is not None:
-            await self._import.take_in(mirror, session_id, head)
+        await self._import.take_in(mirror, session_id, head)

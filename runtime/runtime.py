@@ -17,8 +17,10 @@ from ..actors.errors import (
     Missing,
     NoSuchSession,
     NotOpen,
+    OwnershipLost,
     SessionSealed,
     SetAside,
+    SojournError,
 )
 from ..actors.kernel.actor import Actor, ActorContext, ActorSpec
 from ..actors.kernel.driver import Driver
@@ -207,7 +209,7 @@ class Runtime:
         self._presence = Presence(clock)
 
     def _mirror_writer(self, place: "MirrorPlace", event_log: EventLog) -> MirrorWriter:
-        import_ = MirrorImport(
+        self._mirror_import = MirrorImport(
             journal=self._journal,
             shelves=self._shelves,
             event_log=event_log,
@@ -225,7 +227,8 @@ class Runtime:
             epoch=self.epoch,
             copy=self._copy,
             in_memory=self._kernel.cells.__contains__,
-            import_=None if place.private else import_,
+            import_=self._mirror_import,
+            strays=not place.private,
         )
         return MirrorWriter(place.connect, sessions, owner=place.owner, epoch=self.epoch)
 
@@ -596,11 +599,31 @@ class Runtime:
     async def _start_session(self, context: ActorContext) -> Actor:
         session_id = context.actor_id
         recovered = await self._recovery.recover(session_id, losses_accepted=session_id in self._accepting)
+        if recovered.missing is not None and await self._filled(session_id, *recovered.missing):
+            recovered = await self._recovery.recover(session_id)
         self._snapshotter.recovered(session_id, recovered.snapshot_seq)
         if recovered.missing is not None and session_id not in self._accepting:
             self._set_aside[session_id] = recovered.missing
             return SetAsideActor(recovered.state, recovered.missing)
         return SessionActor(recovered.state, self._around)
+
+    async def _filled(self, session_id: str, first_seq: int, last_seq: int) -> bool:
+        """Whether the mirror had what a session has lost, and it is here now."""
+        mirror = self._mirror.mirror if self._mirror is not None else None
+        if mirror is None or session_id in self._accepting:
+            return False
+        try:
+            return await self._mirror_import.fill(mirror, session_id, first_seq, last_seq)
+        except OwnershipLost:
+            raise
+        except SojournError as error:
+            log.error(
+                "session.not_filled_from_mirror",
+                session=session_id,
+                error=str(error),
+                remedy="it is set aside, as without a mirror; what is lost is said",
+            )
+            return False
 
     async def _copy(self, session_id: str) -> SessionState:
         """For a snapshot. A session that is not in memory is read without bringing it there. One whose commit waits for
