@@ -81,13 +81,16 @@ class Compactor:
             self._pressure.wake()
 
     async def room(self, wait_s: float) -> None:
-        """Returns at once while the journal is within its bound, else once compaction has freed enough.
+        """Returns at once while the journal is within its bound, else once compaction has freed enough; and where only the
+        newest row is left to free, because that goes with a newer one.
 
         Raises:
             StorageFull: nothing could be moved for `wait_s`, there is no room on the disk to move it to, or the journal
                 takes no release.
         """
         while self._journal.size_bytes > self._bytes_max:
+            if not self._journal.oldest(bytes_to_free(self._journal.size_bytes, self._bytes_max)):
+                return  # one commit was larger than the bound: refusing the next would refuse all of them for ever
             self._pressure.wake()
             self._hurry.wake()
             moved, failures = self._moved, self._failures

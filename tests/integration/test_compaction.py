@@ -220,6 +220,17 @@ async def test_a_journal_that_cannot_be_emptied_refuses_what_would_exceed_its_bo
                     await anyio.sleep(0.05)
 
 
+async def test_a_commit_larger_than_the_bound_does_not_refuse_all_that_follow(settings: Settings) -> None:
+    """Its row is the newest and stays; only a newer one makes it go."""
+    async with Runtime.open(evolve(settings, journal_bytes_max=20_000)) as runtime:
+        session_id = await new_session(runtime)
+        await runtime.ask_batch(session_id, [log_line(n) for n in range(1, 41)])
+        for n in range(41, 44):
+            assert await runtime.ask(session_id, log_line(n)) == Done(n + 2)
+        await await_until(lambda: runtime.statistics().journal.size_bytes <= 20_000)
+        assert await seqs(runtime, session_id) == list(range(1, 46))
+
+
 @define(eq=False)
 class UnreleasingJournal(FaultyJournal):
     """Its releases wait for `release_hold`, and fail with `release_fault` while that is set."""
