@@ -42,6 +42,18 @@ class EventLog:
         Raises:
             Missing: event `after_seq + 1` is known to have happened, and neither copy of it can be read.
         """
+        while True:
+            tier = (await self._shelves.find(session_id)).tier
+            try:
+                records = await self._read(session_id, after_seq, bytes_max)
+            except Missing:
+                if not await self._shelves.has_left(session_id, tier):
+                    raise
+                continue
+            if records or not await self._shelves.has_left(session_id, tier):
+                return records
+
+    async def _read(self, session_id: str, after_seq: int, bytes_max: int | None) -> list[Record]:
         if after_seq >= self._journal.released(session_id):
             records = await self._from_journal(session_id, after_seq, bytes_max)
             if records:

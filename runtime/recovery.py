@@ -6,7 +6,7 @@ import structlog
 from anyio.lowlevel import checkpoint
 from attrs import frozen
 
-from ..actors.errors import Damaged, Missing
+from ..actors.errors import Damaged, Missing, ObjectMissing
 from ..actors.ports import Journal, Objects, Record
 from ..actors.session.codec import decode_events, decode_snapshot
 from ..actors.session.core import apply
@@ -14,7 +14,7 @@ from ..actors.session.model import Limits, SessionState
 from .event_log import EventLog
 from .layout import session_folder, snapshot_seq
 from .segments import unpack
-from .shelves import Shelves
+from .shelves import Shelf, Shelves
 
 log = structlog.get_logger("sojourn.recovery")
 
@@ -70,7 +70,30 @@ class Recovery:
             Damaged: nothing of it can be read; or its creation is lost, and no snapshot holds it.
             StoreUnavailable: the disk did not answer.
         """
-        shelf = await self._shelves.find(session_id)
+        while True:
+            shelf = await self._shelves.find(session_id)
+            try:
+                recovered = await self._recover(session_id, shelf, losses_accepted)
+            except (Damaged, ObjectMissing):
+                if not await self._shelves.has_left(session_id, shelf.tier):
+                    raise
+                continue
+            missing = recovered.missing
+            if missing is None:
+                return recovered
+            if await self._shelves.has_left(session_id, shelf.tier):
+                continue
+            if not losses_accepted:
+                log.error(
+                    "session.set_aside",
+                    session=session_id,
+                    first_seq=missing[0],
+                    last_seq=missing[1],
+                    remedy=f"put the files back from a copy, or `sojourn accept-loss {session_id}`",
+                )
+            return recovered
+
+    async def _recover(self, session_id: str, shelf: Shelf, losses_accepted: bool) -> Recovered:
         state, epoch, snapshot = await self._newest_snapshot(session_id, shelf.objects)
         end = max(shelf.seq, self._known_heads.get(session_id, 0), snapshot)
         holes = [] if snapshot == 0 else await self._below(session_id, snapshot)
@@ -84,13 +107,6 @@ class Recovery:
             if found and first == found[0]:  # the state before it, and nothing of what came after
                 state, epoch, snapshot = await self._newest_snapshot(session_id, shelf.objects)
                 epoch, _ = await self._fold(state, epoch, first[0] - 1)
-            log.error(
-                "session.set_aside",
-                session=session_id,
-                first_seq=first[0],
-                last_seq=holes[-1][1],
-                remedy=f"put the files back from a copy, or `sojourn accept-loss {session_id}`",
-            )
         if state.header is None and (holes or end):
             raise Damaged(
                 f"the creation of {session_id} is lost, and no snapshot of it can be read; put {session_folder(session_id)} or "

@@ -42,6 +42,11 @@ class Shelves:
             return Shelf(objects=self.recent, tier=ACTIVE, seq=0)
         return Shelf(objects=self.archive if row.tier == ARCHIVE else self.recent, tier=row.tier, seq=row.seq)
 
+    async def has_left(self, session_id: str, tier: str) -> bool:
+        """Whether the session was moved on from this tier: what was not found there has to be looked for once more, since
+        its objects go where it goes. Sessions move two times at most."""
+        return (await self.find(session_id)).tier != tier
+
     @asynccontextmanager
     async def alone(self, session_id: str) -> AsyncIterator[None]:
         """One at a time writes and deletes a session's objects: its snapshots, compaction, and moves between tiers."""

@@ -45,6 +45,7 @@ from ..support.tiers import (
     contents,
     fallible,
     memory_stores,
+    overtaken,
     record_session,
 )
 from ..support.wait import await_until
@@ -281,6 +282,25 @@ async def test_a_fault_at_every_call_of_both_moves_is_told_and_the_next_try_fini
         assert (await mover.state(), await mover.events()) == (state, events), fault_at
         await both_moves(mover)
         assert await contents(left) == expected, fault_at
+
+
+@pytest.mark.parametrize("move", ["hand_off", "archive"])
+async def test_a_move_that_overtakes_a_reader_at_any_of_its_calls_changes_nothing_for_it(move: str) -> None:
+    """It looks where the session was, and would find nothing there: no event is lost, it has moved."""
+    at = 0
+    while True:
+        at += 1
+        stores = await recorded(10, 20, snapshot_at=15)
+        mover = Mover(stores)
+        await mover.seal(SESSION)
+        if move == "archive":
+            await mover.tiering.hand_off(SESSION)
+        expected = (await mover.state(), await mover.events())
+        seen, count = overtaken(stores, at, lambda: getattr(Mover(stores).tiering, move)(SESSION))
+        reader = Mover(seen)
+        assert (await reader.state(), await reader.events()) == expected, f"overtaken at call {at}"
+        if next(count) <= at:
+            return
 
 
 async def test_complete_in_both_places_the_archive_wins_and_the_rest_is_swept() -> None:

@@ -1,11 +1,12 @@
 """Sessions in tiers over stores in memory, and stores that fall away at the nth call."""
 
 import copy
-from collections.abc import AsyncIterator, Callable
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from sojourn.actors.ports import CatalogQuery, Record
 from sojourn.actors.session.codec import (
@@ -102,6 +103,51 @@ class Fallible:
             plan.killed = True
             raise Killed(name)
         return plan.calls == plan.fault_at
+
+
+class Overtaken:
+    """A store for a reader: before the nth of its calls, counted over all stores, something else happens."""
+
+    def __init__(
+        self, inner: Any, count: Iterator[int], at: int, meanwhile: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._inner = inner
+        self._count = count
+        self._at = at
+        self._meanwhile = meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        inner = getattr(self._inner, name)
+        if name not in {"get", "read"}:
+            return inner
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            await self._go_on()
+            return await inner(*args, **kwargs)
+
+        return call
+
+    async def list(self, prefix: str) -> AsyncIterator[str]:
+        await self._go_on()
+        async for name in self._inner.list(prefix):
+            yield name
+
+    async def _go_on(self) -> None:
+        if next(self._count) == self._at:
+            await self._meanwhile()
+
+
+def overtaken(
+    stores: Stores, at: int, meanwhile: Callable[[], Awaitable[None]]
+) -> tuple[Stores, Iterator[int]]:
+    """The stores as a reader sees them, and the count of its calls."""
+    count = itertools.count(1)
+    wrapped = (
+        Overtaken(store, count, at, meanwhile)
+        for store in (stores.journal, stores.catalog, stores.objects, stores.archive)
+    )
+    journal, catalog, objects, archive = wrapped
+    return evolve(stores, journal=journal, catalog=catalog, objects=objects, archive=archive), count
 
 
 def memory_stores() -> Stores:
