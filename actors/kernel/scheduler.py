@@ -58,6 +58,7 @@ class Kernel(Lifecycle):
         self.commits = Gate()  # woken when there is something in the outbox
         self._before_step = before_step
         self._inbound_bytes_max = inbound_bytes_max
+        self._stopped = False
         self._accepted = self._replied = self._expired = self._refused = self._slots = 0
 
     # -- sending ------------------------------------------------------------------------------------------------------
@@ -95,6 +96,7 @@ class Kernel(Lifecycle):
 
         Raises:
             MailboxFull, IntensityExceeded: at once; nothing was taken.
+            Stopped: at once, after `stop`; nothing was taken.
         """
         cell = self.cells.get(actor_id) or self._virtual(actor_id)
         envelope = Envelope(message, size_bytes, reply, early, control)
@@ -138,6 +140,8 @@ class Kernel(Lifecycle):
         return cell
 
     def _accept(self, cell: Cell, envelope: Envelope) -> None:
+        if self._stopped:
+            raise Stopped
         state = cell.state
         size_bytes = envelope.size_bytes
         try:
@@ -371,7 +375,10 @@ class Kernel(Lifecycle):
                 self._start_soon(cell)
 
     def stop(self) -> None:
-        """No step will follow: whoever waits for an answer gets Stopped, outcome unknown. Every ask hangs in the wheel."""
+        """No step will follow: whoever waits for an answer gets Stopped, outcome unknown, and whoever asks from now on.
+        Every ask hangs in the wheel."""
+        self._stopped = True
+        self._inbound_bytes_max = -1  # so that no ask takes the short way, which does not look
         for entry in self._wheel.due(math.inf):
             if isinstance(entry, Envelope):
                 entry.expire(Stopped())

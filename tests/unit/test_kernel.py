@@ -458,3 +458,8 @@ def test_a_stopped_kernel_tells_everyone_who_waits(hand: Hand) -> None:
     hand.kernel.stop()
     assert isinstance(parked.error, Stopped)
     assert isinstance(queued.error, Stopped)
+    accepted = hand.kernel.statistics().accepted
+    for actor_id in ("a", "b"):
+        with pytest.raises(Stopped):  # or it would wait for ever
+            hand.ask(actor_id, "z")
+    assert hand.kernel.statistics().accepted == accepted
