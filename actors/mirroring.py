@@ -20,6 +20,7 @@ from attrs import define, evolve, field, frozen
 from .errors import (
     DeadlineExceeded,
     DurabilityUnavailable,
+    NotOpen,
     OwnershipLost,
     SojournError,
     StaleEpoch,
@@ -610,6 +611,14 @@ class MirrorWriter:
         for session in self._behind.values():
             if session.askers:
                 self._tell(session, refusal)
+
+    def stop(self) -> None:
+        """Nothing more is sent: whoever waits for the mirror hears that it is durable, and so does who asks from now on."""
+        self._open = False
+        self._trouble = NotOpen("the runtime has stopped")
+        refusal = self._unavailable()
+        for session in self._behind.values():
+            self._tell(session, refusal)
 
     def _unavailable(self) -> DurabilityUnavailable:
         why = str(self._trouble) if self._trouble is not None else "the mirror is being connected"

@@ -278,6 +278,8 @@ class Runtime:
             raise error from error.__cause__
         finally:
             runtime._kernel.stop()
+            if runtime._mirror is not None:
+                runtime._mirror.stop()
 
     # -- changing --------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The moves between the tiers: what they keep, what a kill or a fault at any of their calls leaves, and the runtime over them."""
 
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -296,7 +297,7 @@ async def test_a_move_that_overtakes_a_reader_at_any_of_its_calls_changes_nothin
         if move == "archive":
             await mover.tiering.hand_off(SESSION)
         expected = (await mover.state(), await mover.events())
-        seen, count = overtaken(stores, at, lambda: getattr(Mover(stores).tiering, move)(SESSION))
+        seen, count = overtaken(stores, at, partial(getattr(Mover(stores).tiering, move), SESSION))
         reader = Mover(seen)
         assert (await reader.state(), await reader.events()) == expected, f"overtaken at call {at}"
         if next(count) <= at:

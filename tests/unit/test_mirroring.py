@@ -390,6 +390,23 @@ async def test_an_ask_for_mirrored_has_its_deadline(autojump_clock: MockClock) -
         await setup.level()
 
 
+async def test_who_waits_for_mirrored_while_the_runtime_stops_hears_that_it_is_durable(
+    autojump_clock: MockClock,
+) -> None:
+    async with running() as setup, trio.open_nursery() as asker:
+        seq = setup.commit("a")
+
+        async def ask() -> None:
+            with pytest.raises(DurabilityUnavailable, match="what was asked is durable"):
+                await setup.mirrored("a", seq)
+
+        asker.start_soon(ask)
+        await trio.lowlevel.checkpoint()
+        setup.writer.stop()
+        with pytest.raises(DurabilityUnavailable, match="has stopped"):
+            await setup.mirrored("a", seq)
+
+
 async def test_a_writer_that_is_started_again_goes_on(autojump_clock: MockClock) -> None:
     async with running() as setup:
         setup.commit("a", 3)
