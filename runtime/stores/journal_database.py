@@ -349,6 +349,8 @@ class JournalDatabase:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             connection.close()
+            if self._reserve is not None and self._owned:
+                self._reserve.make()  # the next start may need it whole
         if self._copy is not None:
             self._copy.cleanup()
             self._copy = None

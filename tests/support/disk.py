@@ -43,6 +43,7 @@ from sojourn.actors.errors import (
 from sojourn.actors.ports import CatalogQuery, Record, RecordKind
 from sojourn.actors.session.actor import Done
 from sojourn.actors.session.wire import read_command, read_create
+from sojourn.runtime.mirror_place import MirrorPlace
 from sojourn.runtime.opening import SystemClock, open_stores
 from sojourn.runtime.reader import Reader
 from sojourn.runtime.rebuild import rebuild_catalog
@@ -50,7 +51,7 @@ from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
 from sojourn.runtime.stores.archive import open_archive
 from sojourn.runtime.stores.journal_sqlite import SqliteJournal
-from sojourn.runtime.stores.reserve import Reserve, free_bytes
+from sojourn.runtime.stores.reserve import OPENING_BYTES, Reserve, free_bytes
 
 from .killing import METHODS, eager, kind_of
 
@@ -65,7 +66,7 @@ FALSE_S = (
     2.5  # after room returned for so long, nothing is refused any more: twice a probe's pause, and the work
 )
 # What the runtime imports as late as it opens a folder: here, so that no import is among the calls that fail.
-PRELOADED = (rebuild_catalog, open_archive)
+PRELOADED = (rebuild_catalog, open_archive, MirrorPlace)
 POINTS = tuple(
     f"{store}.{method}" for store, methods in METHODS.items() for method in methods if "delete" not in method
 )
@@ -402,7 +403,10 @@ async def starts(talk: Talk, folder: Path, *, seed: int, leave: int, number: int
     """Opens the folder while so much room is left, reads and reports; then there is room."""
     fill(folder, leave)
     reserve = folder / "data" / "reserve"
-    talk.say("reserve", reserve.stat().st_size if reserve.exists() else 0)
+    reserved = reserve.stat().st_size if reserve.exists() else 0
+    talk.say("reserve", reserved)
+    # Without one, as a process leaves it that is killed on a full disk, a start may be refused, and says so.
+    refused = "not_opened" if reserved >= OPENING_BYTES else "not_opened_without_a_reserve"
     faults: Counter[str] = Counter()
     world = World(talk, seed, rounds_max=1)
     served = False
@@ -430,7 +434,7 @@ async def starts(talk: Talk, folder: Path, *, seed: int, leave: int, number: int
                 )
             return
         except StoreError as error:
-            talk.say("not_opened" if attempt == 0 else "crashed", f"{leave}: {type(error).__name__}: {error}")
+            talk.say(refused if attempt == 0 else "crashed", f"{leave}: {type(error).__name__}: {error}")
             drain(folder)
 
 
