@@ -41,6 +41,7 @@ from ..actors.session.actor import (
     AcceptLoss,
     Batch,
     Done,
+    GiveUp,
     Read,
     SessionActor,
     SetAsideActor,
@@ -63,6 +64,7 @@ from ..actors.tiering.actor import (
     TieringStatistics,
 )
 from ..actors.tiering.core import TieringLimits
+from .abandoning import Abandoner
 from .compactor import CompactionStatistics, Compactor
 from .event_log import EventLog
 from .facts import KEEP, Keep
@@ -196,6 +198,17 @@ class Runtime:
             stores.journal, self._kernel, self._publish, self._epoch_mark, self._compactor.room
         )
         self._mirror = self._mirror_writer(place, event_log) if place is not None else None
+        self._presence = Presence(clock)
+        self._abandoner = Abandoner(
+            journal=stores.journal,
+            catalog=stores.catalog,
+            clock=clock,
+            silent_s=self._presence.silent_s,
+            give_up=self._give_up,
+            is_set_aside=self._set_aside.__contains__,
+            hindered=lambda: not self.is_open or self._writer.refusing is not None,
+            after_s=settings.abandon_after_s,
+        )
         self._tree: Supervisor = runtime_tree(
             commit=self._writer.run,
             kernel=Driver(self._kernel).run,
@@ -203,10 +216,10 @@ class Runtime:
             snapshots=self._snapshotter.run,
             compaction=self._compactor.run,
             passivation=self._passivate_idle,
+            abandoning=self._abandoner.run,
             mirror=self._mirror.run if self._mirror is not None else None,
             mirror_server=place.watch if place is not None and place.private else None,
         )
-        self._presence = Presence(clock)
 
     def _mirror_writer(self, place: "MirrorPlace", event_log: EventLog) -> MirrorWriter:
         self._mirror_import = MirrorImport(
@@ -696,6 +709,15 @@ class Runtime:
     def _left_memory(self, session_id: str) -> None:
         self._snapshotter.forget(session_id)
         self._snapshotted(session_id, self._journal.heads().get(session_id, 0))
+
+    async def _give_up(self, session_id: str, message: GiveUp) -> bool:
+        self._must_take(_DURABLE)
+        done: Done | None = await self._kernel.ask(
+            session_id, message, self._park(), deadline_s=self.settings.ask_deadline_s
+        )
+        if done is not None:
+            self._ended(session_id, Ended(session_id))
+        return done is not None
 
     def _ended(self, session_id: str, news: Ended | Sealed) -> None:
         self._presence.ended(session_id)

@@ -7,6 +7,7 @@
       snapshots    the timer
       compaction   events leave the bounded journal for segments
       passivation  idle sessions leave memory
+      abandoning   sessions that nobody was heard of for too long are ended
 
 A child that fails takes those below it along, since they stand on it; sessions and their mailboxes belong to the kernel's
 registry and outlive all of them. A stale epoch is fatal: another process owns the folder. Without commit or
@@ -25,6 +26,7 @@ def runtime_tree(
     snapshots: Run,
     compaction: Run,
     passivation: Run,
+    abandoning: Run,
     mirror: Run | None = None,
     mirror_server: Run | None = None,
 ) -> Supervisor:
@@ -42,6 +44,7 @@ def runtime_tree(
             ChildSpec(child_id="snapshots", run=snapshots),
             ChildSpec(child_id="compaction", run=compaction),
             ChildSpec(child_id="passivation", run=passivation),
+            ChildSpec(child_id="abandoning", run=abandoning),
             # Last: nothing stands on them.
             *[child for child in mirrors if child is not None],
         ],

@@ -10,7 +10,7 @@ from ..errors import CallerError, SetAside
 from ..ports import Record
 from .codec import encode_events, public_state
 from .commands import HISTORY_LOST, Command, Event, HistoryLost
-from .core import answer_seq, apply, decide
+from .core import abandon, answer_seq, apply, decide
 from .documents import apply_touching, documents_named
 from .model import Limits, SessionState, SourceMark
 from .record import public_record
@@ -60,6 +60,15 @@ class AcceptLoss:
     last_seq: int
 
 
+@frozen
+class GiveUp:
+    """Nobody was heard of since the session's event `seq`, and `reason` says for how long. It is answered by Done, or by None
+    where something has happened since: what was queued before goes first."""
+
+    seq: int
+    reason: str
+
+
 class SessionActor:
     """See kernel.actor.Actor."""
 
@@ -71,7 +80,7 @@ class SessionActor:
         self._events: list[Event] = []
         self._touched: set[str] | None = set() if around.mirrored else None
 
-    def receive(self, message: Command | Batch | Read | AcceptLoss) -> Any:
+    def receive(self, message: Command | Batch | Read | AcceptLoss | GiveUp) -> Any:
         """Answers Done to a command, a list of Done or CallerError to a batch, what `look` returns to a read."""
         if type(message) is Command:
             state, around = self.state, self._around
@@ -91,6 +100,8 @@ class SessionActor:
             return [self._judge(command) for command in message.commands]
         if isinstance(message, AcceptLoss):
             return self._forgo(message)
+        if isinstance(message, GiveUp):
+            return self._end(message)
         assert isinstance(message, Read)
         return message.look(self.state)
 
@@ -98,11 +109,18 @@ class SessionActor:
         state, around = self.state, self._around
         body = HistoryLost(first_seq=message.first_seq, last_seq=message.last_seq)
         at = around.now if state.updated_at is None else max(around.now, state.updated_at)
-        event = Event(at, None, body, state.seq + 1, HISTORY_LOST.event)
+        return self._happens(Event(at, None, body, state.seq + 1, HISTORY_LOST.event))
+
+    def _end(self, message: GiveUp) -> Done | None:
+        event = abandon(self.state, message.seq, message.reason, self._around.now)
+        return self._happens(event) if event is not None else None
+
+    def _happens(self, event: Event) -> Done:
+        state, limits = self.state, self._around.limits
         if self._touched is None:
-            apply(state, event, around.limits)
+            apply(state, event, limits)
         else:
-            apply_touching(state, event, around.limits, self._touched, apply)
+            apply_touching(state, event, limits, self._touched, apply)
         self._events.append(event)
         return Done(state.seq)
 
@@ -139,7 +157,7 @@ class SetAsideActor:
         self.state = state
         self.missing = missing
 
-    def receive(self, message: Command | Batch | Read | AcceptLoss) -> Any:
+    def receive(self, message: Command | Batch | Read | AcceptLoss | GiveUp) -> Any:
         """Answers a read; raises SetAside for the rest."""
         if isinstance(message, Read):
             return message.look(self.state)

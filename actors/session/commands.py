@@ -67,6 +67,15 @@ class Cancel:
 
 
 @frozen(kw_only=True)
+class Abandon:
+    """Nobody was heard of for so long that the session is taken to be over. What came of it is not known."""
+
+    exit_code: int | None = field(default=None, init=False)
+    outcome: Outcome | None = field(default=None, init=False)
+    reason: str | None = None
+
+
+@frozen(kw_only=True)
 class Seal:
     """Nothing is added to the session any more: its last event. What it is can then be copied and checked once."""
 
@@ -124,7 +133,7 @@ class HistoryLost:
 
 
 Body = (
-    Create | Start | Pause | Resume | Complete | Fail | Cancel | Seal
+    Create | Start | Pause | Resume | Complete | Fail | Cancel | Abandon | Seal
     | ReportProgress | RecordResult | AppendLog | SampleResources | HistoryLost
 )  # fmt: skip
 
@@ -210,7 +219,9 @@ KINDS: tuple[Kind, ...] = (
 HISTORY_LOST = Kind(
     command="history.accept_loss", event="history.lost", body=HistoryLost, legal=frozenset(Status)
 )
+# Not a reporter's either: the owner makes it happen to a session that shows no sign of life.
+ABANDONED = Kind(command="session.abandon", event="session.abandoned", body=Abandon, legal=_OPEN)
 KIND_BY_COMMAND = {kind.command: kind for kind in KINDS}
-KIND_BY_EVENT = {kind.event: kind for kind in (*KINDS, HISTORY_LOST)}
+KIND_BY_EVENT = {kind.event: kind for kind in (*KINDS, HISTORY_LOST, ABANDONED)}
 ENDING_COMMANDS = frozenset({"session.complete", "session.fail", "session.cancel"})
-ENDING_EVENTS = frozenset({"session.completed", "session.failed", "session.cancelled"})
+ENDING_EVENTS = frozenset({"session.completed", "session.failed", "session.cancelled", ABANDONED.event})

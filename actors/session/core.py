@@ -18,7 +18,7 @@ from ..errors import (
     OutOfOrder,
     SessionSealed,
 )
-from .commands import KINDS, Cause, Command, Event, RecordResult, SourceCause
+from .commands import ABANDONED, KINDS, Abandon, Cause, Command, Event, RecordResult, SourceCause
 from .model import (
     DedupEntry,
     Header,
@@ -93,6 +93,15 @@ def decide(state: SessionState, command: Command, now: datetime, limits: Limits)
     last = state.updated_at
     at = now if last is None or now > last else last
     return (Event(at, cause, command.body, state.seq + 1, event),)
+
+
+def abandon(state: SessionState, seq: int, reason: str, now: datetime) -> Event | None:
+    """The end of a session that nobody was heard of since its event `seq`; None where something has happened to it since,
+    or it is over. `state` stays as it is; `now` as for `decide`."""
+    header, last = state.header, state.updated_at
+    if header is None or last is None or state.seq != seq or header.status not in ABANDONED.legal:
+        return None
+    return Event(max(now, last), None, Abandon(reason=reason), seq + 1, ABANDONED.event)
 
 
 def answer_seq(state: SessionState, command: Command) -> int:
@@ -268,6 +277,7 @@ _APPLY: dict[str, Callable[[SessionState, Any, Event], None]] = {
     "session.completed": _ended(Status.COMPLETED),
     "session.failed": _ended(Status.FAILED),
     "session.cancelled": _ended(Status.CANCELLED),
+    "session.abandoned": _ended(Status.ABANDONED),
     "session.sealed": _sealed,
     "progress.reported": _progress,
     "result.recorded": _result,

@@ -62,6 +62,7 @@ REFUSED: list[tuple[Any, int, str]] = [
     (log_line("x", source="s", n=5), 409, "out_of_order"),
     (log_line("other", command_id="c1"), 422, "idempotency_mismatch"),
     ({"type": "session.create"}, 400, "unknown_type"),
+    ({"type": "session.abandon", "reason": "silence"}, 400, "unknown_type"),
     ({"type": "log.append", "stream": "stdout"}, 400, "missing_field"),
     ({**log_line("x"), "extra": 1}, 400, "unknown_field"),
     (log_line("x" * (64 * 1024 + 1)), 400, "too_large"),

@@ -20,6 +20,10 @@ from sojourn.actors.errors import (
 from sojourn.actors.session import codec
 from sojourn.actors.session.actor import copy_state
 from sojourn.actors.session.commands import (
+    ABANDONED,
+    ENDING_EVENTS,
+    KIND_BY_COMMAND,
+    KIND_BY_EVENT,
     KINDS,
     AppendLog,
     Body,
@@ -38,7 +42,7 @@ from sojourn.actors.session.commands import (
     Seal,
     Start,
 )
-from sojourn.actors.session.core import answer_seq, apply, decide, fold
+from sojourn.actors.session.core import abandon, answer_seq, apply, decide, fold
 from sojourn.actors.session.model import CaseOutcome, Limits, Outcome, SessionState, Status
 
 NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
@@ -64,6 +68,7 @@ PATH_TO: dict[Status, tuple[str, ...]] = {
     Status.COMPLETED: ("session.create", "session.start", "session.complete"),
     Status.FAILED: ("session.create", "session.fail"),
     Status.CANCELLED: ("session.create", "session.cancel"),
+    Status.ABANDONED: ("session.create", ABANDONED.command),
 }
 
 
@@ -79,8 +84,18 @@ def do(
 def session(status: Status = Status.RUNNING) -> SessionState:
     state = SessionState(session_id="sess_1")
     for kind in PATH_TO[status]:
-        do(state, Command(kind, SAMPLE[kind]))
+        if kind == ABANDONED.command:
+            give_up(state)
+        else:
+            do(state, Command(kind, SAMPLE[kind]))
     return state
+
+
+def give_up(state: SessionState, *, now: datetime = NOW) -> Event | None:
+    event = abandon(state, state.seq, "silence", now)
+    if event is not None:
+        apply(state, event, limits=LIMITS)
+    return event
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.command)
@@ -149,8 +164,52 @@ def test_nothing_but_a_creation_is_legal_before_one(kind: str) -> None:
         do(SessionState(session_id="sess_1"), Command(kind, SAMPLE[kind]))
 
 
-def test_no_command_leads_into_a_status_without_a_path_here() -> None:
-    assert set(PATH_TO) == set(Status) - {Status.ABANDONED}
+def test_there_is_a_path_into_every_status_here() -> None:
+    assert set(PATH_TO) == set(Status)
+    assert all(session(status).status is status for status in Status)
+
+
+def test_every_end_has_its_event_and_no_other_event_is_one() -> None:
+    ending = set()
+    for status in (status for status in Status if status.ended):
+        state = session(status)
+        ending.add(next(kind.event for kind in KIND_BY_EVENT.values() if kind.command == PATH_TO[status][-1]))
+        assert state.header is not None
+        assert state.header.ended_at is not None
+    assert ending == ENDING_EVENTS
+
+
+@pytest.mark.parametrize("status", PATH_TO, ids=lambda status: status.value)
+def test_a_session_is_abandoned_exactly_where_the_table_says(status: Status) -> None:
+    state = session(status)
+    before = codec.encode_snapshot(state, 1)
+    event = give_up(state, now=NOW + timedelta(days=1))
+    assert (event is not None) == (status in ABANDONED.legal) == (not status.ended)
+    if event is None:
+        assert codec.encode_snapshot(state, 1) == before
+        return
+    assert codec.decode_event(codec.encode_event(event)) == event
+    header = state.header
+    assert header is not None
+    assert (header.status, header.outcome, header.exit_code) == (Status.ABANDONED, None, None)
+    assert (header.reason, header.ended_at) == ("silence", NOW + timedelta(days=1))
+
+
+def test_a_session_to_which_something_has_happened_since_is_not_abandoned() -> None:
+    state = session()
+    seq = state.seq
+    do(state, Command("session.pause", Pause()))
+    assert abandon(state, seq, "silence", NOW) is None
+    assert abandon(SessionState(session_id="sess_1"), 0, "silence", NOW) is None
+
+
+def test_no_command_from_outside_abandons_a_session() -> None:
+    assert ABANDONED.command not in KIND_BY_COMMAND
+    state = session()
+    with pytest.raises(IllegalInStatus) as refusal:
+        do(state, Command(ABANDONED.command, Cancel()))
+    assert "legal now: log.append" in str(refusal.value)
+    assert str(refusal.value).count(ABANDONED.command) == 1
 
 
 def test_seq_counts_from_one_without_a_gap() -> None:

@@ -19,7 +19,7 @@ from ..runtime.stores.journal_sqlite import SqliteJournal
 from ..runtime.stores.lock import check_format, owner_pid
 from ..runtime.stores.object_names import TEMPORARY
 from .findings import Finding, named, nearest_folder, ok, problem, warning
-from .text import size
+from .text import duration, size
 
 GIB = 1024**3
 FREE_BYTES_LOW = GIB
@@ -137,7 +137,7 @@ async def store_findings(folder: Path, settings: Settings) -> AsyncIterator[Find
     finally:
         await journal.close()
     yield await _catalog(folder, heads)
-    async for finding in _sessions(folder):
+    async for finding in _sessions(folder, settings):
         yield finding
 
 
@@ -182,7 +182,7 @@ async def _catalog(folder: Path, heads: dict[str, int]) -> Finding:
     return ok("catalog", f"{len(rows):,} sessions" + (f", {len(behind):,} being caught up" if behind else ""))
 
 
-async def _sessions(folder: Path) -> AsyncIterator[Finding]:
+async def _sessions(folder: Path, settings: Settings) -> AsyncIterator[Finding]:
     counts: Counter[str] = Counter()
     damaged, lost, pending = [], [], []
     try:
@@ -212,7 +212,8 @@ async def _sessions(folder: Path) -> AsyncIterator[Finding]:
         yield warning(
             "lost sessions",
             f"{len(lost):,} have not ended and show no sign of life: {named(lost)}",
-            "`sojourn serve` ends them as abandoned after abandon_after_s",
+            f"`sojourn serve` ends them as abandoned after {duration(settings.abandon_after_s)} without one; "
+            "`sojourn record --resume ID` goes on with one",
         )
     if pending:
         yield ok("hand-off", f"{len(pending):,} have ended and wait to be handed over by the owner")

@@ -82,7 +82,7 @@ async def _look(connection: Connection, session_id: str, *, recorder_is_dead: bo
     record = await connection.client.session(session_id)
     if record["ended_at"] is not None:
         raise RecordError(
-            f"{session_id} has ended ({record['status']}, {record['outcome']}), and what has ended does not go on; "
+            f"{session_id} has ended ({record['status']}, {record['outcome'] or 'no outcome'}), and what has ended does not go on; "
             "record a new session, without --resume"
         )
     if record["status"] != "paused" and not record["lost"] and not recorder_is_dead:
