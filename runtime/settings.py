@@ -46,7 +46,7 @@ def _archive_place(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
 def _mirror_place(_: Any, attribute: "Attribute[Any]", value: Any) -> None:
     if value is None or value == NO_MIRROR:
         return
-    if not isinstance(value, str) or not re.match(r"(rediss?://[^/]|unix:///.)", value):
+    if not isinstance(value, str) or not re.match(r"(rediss?://[^/]|unix://([^/]*@)?/.)", value):
         shown = re.sub(r"//[^@/]*@", "//***@", value) if isinstance(value, str) else value
         raise invalid(
             attribute.name, shown, "none, redis://HOST:6379/0, rediss://USER:PASSWORD@HOST, or unix:///SOCKET"

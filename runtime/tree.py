@@ -8,6 +8,7 @@
       compaction   events leave the bounded journal for segments
       passivation  idle sessions leave memory
       abandoning   sessions that nobody was heard of for too long are ended
+      mirror       where there is one: keeps it level, and the private server running
 
 A child that fails takes those below it along, since they stand on it; sessions and their mailboxes belong to the kernel's
 registry and outlive all of them. A stale epoch is fatal: another process owns the folder. Without commit or

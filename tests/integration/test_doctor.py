@@ -69,6 +69,7 @@ def test_without_a_data_folder_it_says_what_it_can(tmp_path: Path) -> None:
         "data folder",
         "free space",
         "archive",
+        "mirror",
     }
     assert "is not there yet" in found["data folder"].detail
     assert "FTS5" in found["sqlite"].detail

@@ -18,6 +18,9 @@ def test_the_defaults_are_within_their_ranges() -> None:
     assert (settings.journal_bytes_max, settings.moves_at_once_max) == (128 * 1024 * 1024, 4)
 
 
+MIRROR = "none, redis://HOST:6379/0, rediss://USER:PASSWORD@HOST, or unix:///SOCKET"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
@@ -31,6 +34,14 @@ def test_the_defaults_are_within_their_ranges() -> None:
         ("archive", "ftp://somewhere/else", "a folder, or s3://BUCKET/PREFIX"),
         ("archive", "s3://", "a folder, or s3://BUCKET/PREFIX"),
         ("archive", "", "a folder, or s3://BUCKET/PREFIX"),
+        ("mirror", "", MIRROR),
+        ("mirror", 6379, MIRROR),
+        ("mirror", "localhost:6379", MIRROR),
+        ("mirror", "http://localhost", MIRROR),
+        ("mirror", "redis:///0", MIRROR),
+        ("mirror", "unix://relative/path", MIRROR),
+        ("mirror_namespace", "", "1 to 64 of letters, digits, _ . -"),
+        ("mirror_namespace", "a:b", "1 to 64 of letters, digits, _ . -"),
     ],
 )
 def test_a_value_that_cannot_be_is_named_with_what_can(name: str, value: Any, expected: str) -> None:
@@ -46,6 +57,28 @@ def test_a_value_that_cannot_be_is_named_with_what_can(name: str, value: Any, ex
 )
 def test_an_archive_is_a_folder_or_a_bucket(archive: str | None) -> None:
     assert Settings(data_dir="data", archive=archive).archive == archive
+
+
+@pytest.mark.parametrize(
+    "mirror",
+    [
+        None,
+        "none",
+        "redis://h",
+        "redis://h:6379/0",
+        "rediss://u:p%40@h?ssl_ca_certs=/ca",
+        "unix:///s?db=1",
+        "unix://u:p@/s",
+    ],
+)
+def test_a_mirror_is_a_url_or_none(mirror: str | None) -> None:
+    assert Settings(data_dir="data", mirror=mirror).mirror == mirror
+
+
+def test_a_mirror_that_cannot_be_is_told_without_its_password() -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        Settings(data_dir="data", mirror="http://user:secret@host")
+    assert "secret" not in str(caught.value)
 
 
 def test_times_may_be_whole_numbers_and_endless() -> None:

@@ -15,6 +15,7 @@ from ..runtime.settings_load import Loaded, ProgramSettings, load_settings
 from ..runtime.stores.sqlite_check import sqlite_features
 from ..runtime.verify import verify_folder
 from .checks_folder import folder_findings, free_space, leftover_findings, spool_findings, store_findings
+from .checks_mirror import mirror_findings
 from .findings import Finding, nearest_folder, ok, problem, warning
 
 ARCHIVE_ANSWER_S = 15.0
@@ -57,6 +58,8 @@ async def examine(
         yield ok("data folder", f"{folder} is not there yet; the first recording makes it")
         yield free_space(folder)
     yield await _archive(loaded.settings)
+    async for finding in mirror_findings(loaded.settings):
+        yield finding
 
 
 async def _verified(
