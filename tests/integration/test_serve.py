@@ -5,6 +5,7 @@ import signal
 import socket
 import stat
 import subprocess
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from sojourn.cli.serve import is_loopback
 from sojourn.http.server import bind_tcp
 from sojourn.runtime.paths import api_socket_path
+from tests.support import redis
 from tests.support.serve import DEADLINE_S, serve
 
 
@@ -36,6 +38,22 @@ def test_it_says_where_it_listens_and_answers_there(data: Path, log: Path) -> No
         assert httpx2.get(f"{server.url}/api/v1/readyz", trust_env=False).status_code == 200
         with server.client() as client:
             assert client.post("/sessions", json={}).status_code == 201
+
+
+def test_it_says_which_mirror_there_is(data: Path, log: Path) -> None:
+    with serve(data, "--no-tcp", log=log) as server:
+        assert server.listening["mirror"] == "none"
+    with redis.serving("valkey", tcp=True) as named:
+        named.run("CONFIG", "SET", "requirepass", "secret")
+        url = named.tcp.replace("://", "://:secret@")
+        with serve(data, "--no-tcp", "--mirror", url, log=log) as server:
+            assert f"127.0.0.1:{named.port}" in server.listening["mirror"]
+            assert "secret" not in server.said
+    with tempfile.TemporaryDirectory(prefix="sj-", dir="/tmp") as base:
+        private = {"SOJOURN_MIRROR": "", "XDG_RUNTIME_DIR": base}
+        with serve(data, "--no-tcp", log=log, env=private) as server:
+            assert "private" in server.listening["mirror"]
+            assert server.stop() == 0
 
 
 def test_its_socket_is_for_its_owner_only(data: Path, log: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sojourn.actors.errors import CallerError, Damaged
 from sojourn.actors.session import codec
-from sojourn.actors.session.actor import AcceptLoss, Batch, SessionActor, Surroundings
+from sojourn.actors.session.actor import AcceptLoss, Batch, GiveUp, SessionActor, Surroundings
 from sojourn.actors.session.commands import Command
 from sojourn.actors.session.documents import all_documents, state_of
 from sojourn.actors.session.model import Limits, SessionState
@@ -75,6 +75,16 @@ def test_a_loss_that_is_accepted_stands_among_the_documents() -> None:
     record = actor.close_slot()
     assert record is not None
     assert set(record.documents or {}) == {"losses", "meta"}
+
+
+def test_a_session_that_is_abandoned_has_another_header() -> None:
+    actor = SessionActor(session(), Surroundings(epoch=1, limits=Limits(), now=NOW, mirrored=True))
+    before = dict(all_documents(actor.state))
+    actor.receive(GiveUp(actor.state.seq, "silence"))
+    record = actor.close_slot()
+    assert record is not None
+    fold_into(before, record.documents)
+    assert before == dict(all_documents(actor.state))
 
 
 def test_without_a_mirror_no_documents_are_made() -> None:

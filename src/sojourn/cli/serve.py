@@ -16,12 +16,13 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from ..actors.errors import InvalidSettings, SojournError
+from ..actors.mirroring import MirrorStatistics
 from ..http.app import create_app
 from ..http.server import Server, bind_tcp, bound_unix
 from ..runtime.paths import api_socket_path
 from ..runtime.runtime import Runtime
-from ..runtime.settings import Settings
-from ..runtime.settings_load import load_settings
+from ..runtime.settings import NO_MIRROR, Settings
+from ..runtime.settings_load import load_settings, mask_url
 from ..runtime.telemetry import bind_process, configure_logging
 from ..runtime.tuning import tune_process
 
@@ -155,6 +156,7 @@ async def _serve(options: _Options) -> None:
                     url=_url(tcp) if tcp is not None else None,
                     socket=str(socket_path),
                     data=str(data_dir.resolve()),
+                    mirror=_mirror(options.settings, runtime.mirror_statistics()),
                     version=version("sojourn"),
                 )
                 async with anyio.create_task_group() as tasks:
@@ -187,6 +189,15 @@ async def _deliver_leftovers(data_dir: Path, socket_path: Path, token: str | Non
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _mirror(settings: Settings, found: MirrorStatistics | None) -> str:
+    """Which mirror there is, for the first line of the log. One that is still being connected to says so later."""
+    if found is None:
+        return "none" if settings.mirror == NO_MIRROR else "none (sojourn[embedded] brings one)"
+    if settings.mirror is None:
+        return f"{found.server}, private" if found.server else f"private Valkey, {found.state}"
+    return found.server or f"{mask_url(settings.mirror)}, {found.state}"
 
 
 def _fail(message: str, code: int) -> int:
