@@ -23,6 +23,7 @@ from .stores.mirror_keys import (
     NAMESPACE,
     SEQ,
     check_namespace,
+    owner_key,
     session_key,
     shard_of,
 )
@@ -88,6 +89,11 @@ class MirrorReader:
         self._namespace = namespace
         self._deadline_s = deadline_s
 
+    @property
+    def description(self) -> str:
+        """Name and version of the server, and its address without a password."""
+        return f"{self._servers.info} at {self._servers.address.shown}"
+
     @classmethod
     async def open(cls, url: str, *, namespace: str = NAMESPACE, deadline_s: float = DEADLINE_S) -> Self:
         """Args as of `RedisMirror.open`; a replica will do, too.
@@ -122,11 +128,38 @@ class MirrorReader:
             documents={name.decode(): document for name, document in held.items() if name[:1] != b"@"},
         )
 
-    async def follow(self, session_id: str, after_seq: int = 0) -> AsyncGenerator[News, None]:
+    async def held(self, session_id: str, after_seq: int = 0) -> AsyncGenerator[LiveEvent | LiveGap, None]:
+        """The session's events above `after_seq` that are there now, in order; what is not held any more is a gap, and is
+        said. Nothing for a session that is not there.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        while True:
+            head, entries = await self._above(session_id, after_seq)
+            for news in _news(head, entries, 0, after_seq):
+                assert not isinstance(news, LiveRewound)  # that takes an epoch to compare with
+                after_seq = news.last_seq if isinstance(news, LiveGap) else news.seq
+                yield news
+            if len(entries) < _EVENTS_A_PAGE:
+                return
+
+    async def has_owner(self) -> bool:
+        """Whether a data folder claims the namespace now. Raises StoreUnavailable: no answer."""
+        (until_s,) = await self._servers.call(0, pack("HMGET", owner_key(self._namespace), "until"))
+        now_s, _ = await self._servers.call(0, pack("TIME"))
+        return until_s is not None and int(until_s) > int(now_s)
+
+    async def follow(
+        self, session_id: str, after_seq: int = 0, *, epoch: int = 0
+    ) -> AsyncGenerator[News, None]:
         """The session's events above `after_seq` as they come, each once and in order, until it has moved away, which is
         the last of the news. What the mirror does not hold any more is a gap, and is said.
 
         A server that goes away is waited for, and so is a session that is not there.
+
+        Args:
+            epoch: that under which `after_seq` was read, where it was read before; 0: any.
 
         Raises:
             UnusableMirror: the server will not do any more; waiting would not help.
@@ -134,7 +167,7 @@ class MirrorReader:
         """
         channel = session_key(self._namespace, session_id) + LIVE
         shard = shard_of(session_id)
-        epoch, seq, again_s = 0, after_seq, _AGAIN_S
+        seq, again_s = after_seq, _AGAIN_S
         while True:
             try:
                 await self._head(session_id)  # on a cluster this finds the node that holds it now

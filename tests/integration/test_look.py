@@ -244,7 +244,7 @@ def test_following_a_session_on_a_server_shows_what_comes_until_its_end(server: 
                 stderr=subprocess.STDOUT,
                 env=ENVIRONMENT,
             )
-            output = _Lines(follower.stdout)
+            output = Lines(follower.stdout)
             with anyio.fail_after(DEADLINE_S):
                 assert await output.line() == "-- session created"
                 assert await output.line() == "-- session started"
@@ -285,7 +285,7 @@ def test_following_a_session_in_files_shows_what_comes_until_its_end(tmp_path: P
                 stderr=subprocess.STDOUT,
                 env=ENVIRONMENT,
             )
-            output = _Lines(follower.stdout)
+            output = Lines(follower.stdout)
             with anyio.fail_after(DEADLINE_S):
                 assert await output.line() == "-- session started"
                 await owner.ask(runtime, session_id, type="log.append", stream="stdout", text="a line")
@@ -298,7 +298,7 @@ def test_following_a_session_in_files_shows_what_comes_until_its_end(tmp_path: P
     anyio.run(scenario)
 
 
-class _Lines:
+class Lines:
     """The lines of a stream of bytes, as they come."""
 
     def __init__(self, stream: Any) -> None:
@@ -310,3 +310,10 @@ class _Lines:
             self._held += await self._stream.receive()
         line, _, self._held = self._held.partition(b"\n")
         return line.decode()
+
+    async def rest(self) -> str:
+        """What is left up to its end."""
+        rest, self._held = self._held, b""
+        async for chunk in self._stream:
+            rest += chunk
+        return rest.decode()

@@ -13,15 +13,17 @@ from attrs import frozen
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from ..actors.errors import CallerError
 from ..actors.session.commands import ENDING_EVENTS
 from ..runtime.history import compare as comparison
 from ..runtime.settings_load import load_settings
-from .render import event_text, print_comparison, print_session, print_sessions, shown_status
+from .render import event_lines, print_comparison, print_session, print_sessions, shown_status
 from .screen import Screen, run
-from .source import Event, Source, open_source, resolve
+from .source import Source, open_source, resolve
 
 Status = Literal["created", "running", "paused", "completed", "failed", "cancelled", "abandoned", "lost"]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
+LOST = "sojourn: the session is lost: more comes only if its reporter or owner comes back"
 Flag = Annotated[bool, Parameter(negative=())]
 
 
@@ -60,6 +62,30 @@ class Where:
 
 
 HERE = Where()
+
+
+@Parameter(name="*")
+@frozen(kw_only=True)
+class InMirror:
+    """A mirror to look at instead of a data folder or a server.
+
+    Attributes:
+        redis: the URL of a mirror's server: redis://HOST:6379/0, rediss:// or unix://. A live session is read there, from any
+            machine; ID is its whole id.
+        namespace: that of the data folder's setting mirror_namespace.
+    """
+
+    redis: str | None = None
+    namespace: str = "sojourn"
+
+    def url_beside(self, where: Where) -> str | None:
+        """The URL, where one was given. Raises CallerError where the rest of the command line names another place."""
+        if self.redis is not None and (where.data is not None or where.server is not None):
+            raise CallerError("--redis excludes --data and --server; give one of them")
+        return self.redis
+
+
+NO_MIRROR = InMirror()
 
 
 def ls(
@@ -110,6 +136,7 @@ def show(
     limit: Count = 20,
     json: Flag = False,
     where: Where = HERE,
+    mirror: InMirror = NO_MIRROR,
 ) -> int:
     """Show one session: its record, counts, failed cases, resources, and where it lies.
 
@@ -120,13 +147,19 @@ def show(
     """
 
     async def body(screen: Screen) -> int:
-        async with where.open() as source:
-            session_id = await resolve(source, session)
-            record, state = await source.record(session_id), await source.state(session_id)
-            if json:
-                screen.json({"record": record, "state": state})
-            else:
-                print_session(screen, record, state, source.place, limit)
+        if (url := mirror.url_beside(where)) is not None:
+            from .look_mirror import read_session
+
+            record, state, place = await read_session(url, mirror.namespace, session)
+        else:
+            async with where.open() as source:
+                session_id = await resolve(source, session)
+                record, state = await source.record(session_id), await source.state(session_id)
+                place = source.place
+        if json:
+            screen.json({"record": record, "state": state})
+        else:
+            print_session(screen, record, state, place, limit)
         return 0
 
     return run(body)
@@ -141,6 +174,7 @@ def tail(
     forever: Flag = False,
     json: Flag = False,
     where: Where = HERE,
+    mirror: InMirror = NO_MIRROR,
 ) -> int:
     """Print the last log lines and results of a session.
 
@@ -153,6 +187,12 @@ def tail(
     """
 
     async def body(screen: Screen) -> int:
+        if (url := mirror.url_beside(where)) is not None:
+            from .look_mirror import tail_session
+
+            return await tail_session(
+                screen, url, mirror.namespace, session, lines=lines, follow=follow, forever=forever, json=json
+            )
         async with where.open() as source:
             session_id = await resolve(source, session)
             record = await source.record(session_id)
@@ -160,12 +200,9 @@ def tail(
             if not follow or (record["ended_at"] is not None and not forever):
                 return 0
             if record["lost"]:
-                print(
-                    "sojourn: the session is lost: more comes only if its reporter or owner comes back",
-                    file=sys.stderr,
-                )
+                print(LOST, file=sys.stderr)
             async for event in source.follow(session_id, after=record["seq"]):
-                for line in _lines(screen, event, json):
+                for line in event_lines(screen, event.type, event.line, json):
                     screen.line(line)
                 screen.flush()
                 if screen.is_gone or (event.type in ENDING_EVENTS and not forever):
@@ -223,9 +260,9 @@ async def _print_last(
             if event.seq > seq or screen.is_gone:
                 break
             if count:
-                kept.extend(_lines(screen, event, json))
+                kept.extend(event_lines(screen, event.type, event.line, json))
             else:
-                for line in _lines(screen, event, json):
+                for line in event_lines(screen, event.type, event.line, json):
                     screen.line(line)
         if not count or len(kept) == count or after == 0:
             break
@@ -233,9 +270,3 @@ async def _print_last(
     for line in kept:
         screen.line(line)
     screen.flush()
-
-
-def _lines(screen: Screen, event: Event, json: bool) -> list[str]:
-    if json:
-        return [event.line.decode()]
-    return list(event_text(event.type, event.line, colours=screen.is_terminal))

@@ -190,6 +190,11 @@ def _value(value: Any) -> str:
     return one_line(value if isinstance(value, str) else msgspec.json.encode(value).decode())
 
 
+def event_lines(screen: Screen, event_type: str, line: bytes, json: bool) -> list[str]:
+    """What `tail` writes of an event: the line as it is stored, or what it shows."""
+    return [line.decode()] if json else list(event_text(event_type, line, colours=screen.is_terminal))
+
+
 def event_text(event_type: str, line: bytes, *, colours: bool) -> Iterator[str]:
     """The lines that `tail` shows of an event: log text, results, turns of the session's life; none for the others.
 
