@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import structlog
 import trio
+import trio.testing
 from attrs import define, field
 
 from sojourn.actors.errors import SetAside, SojournError, StorageFull

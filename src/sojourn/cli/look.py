@@ -1,4 +1,5 @@
-"""`ls`, `show`, `tail`, `compare`: look at sessions, in a data folder or on a server. They change nothing.
+"""`ls`, `show`, `tail`, `compare`: look at sessions, in a data folder or on a server, `show` and `tail` also in a mirror. They
+change nothing.
 
 An ID is a session's id, its beginning or its end, `last` for the newest session, or `last~N` for the Nth before it.
 """
