@@ -16,6 +16,8 @@ from sojourn.runtime.stores.mirror_redis import RedisMirror
 from sojourn.runtime.valkey import PrivateValkey, private_place
 from tests.support import redis
 from tests.support.redis import PASSWORD, PASSWORD_QUOTED, Server, rights, serving
+from tests.support.serve import serve
+from tests.support.wait import wait_until
 
 from .test_doctor import doctor
 
@@ -127,6 +129,32 @@ def test_a_namespace_of_another_data_folder_is_a_problem(tmp_path: Path, base: P
     assert held.detail.endswith(f"held by {owner_name(tmp_path)} (epoch 7)")
     (found,) = look(tmp_path, base, server.unix, SOJOURN_MIRROR_NAMESPACE="mine").values()
     assert found.detail.endswith("; namespace mine, held by nobody")
+
+
+def test_a_server_that_runs_without_one_says_so(tmp_path: Path, base: Path) -> None:
+    with serve(tmp_path / "data", "--no-tcp", "--mirror", "none", log=tmp_path / "log"):
+        (found,) = look(tmp_path / "data", base, None).values()
+        assert found == Finding("mirror", "ok", "none: the server that owns the data folder runs without one")
+
+
+def test_a_server_says_how_level_its_mirror_is_and_that_it_is_away(
+    tmp_path: Path, base: Path, server: Server
+) -> None:
+    data, url = tmp_path / "data", server.tcp
+    with serve(data, "--no-tcp", "--mirror", url, log=tmp_path / "log") as owner, owner.client() as client:
+
+        def state() -> str:
+            return str(client.get("/readyz").json()["mirror"]["state"])
+
+        wait_until(lambda: state() == "level")
+        found = look(data, base, url)
+        assert found["mirror state"].detail == "level; 0 sessions and 0 events are on their way"
+        assert f"held by {owner_name(data)}" in found["mirror"].detail
+        server.kill()
+        wait_until(lambda: state() == "away")
+        away = look(data, base, url)["mirror state"]
+        assert (away.level, away.detail[:6]) == ("warning", "away: ")
+        server.start()
 
 
 def test_a_cluster_is_looked_at_node_by_node(tmp_path: Path, base: Path) -> None:

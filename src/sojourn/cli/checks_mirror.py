@@ -2,13 +2,17 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
+import msgspec
 
 from ..actors.errors import SojournError, StoreUnavailable, UnusableMirror
+from ..launch import is_listening
 from ..runtime.mirror_place import owner_name
+from ..runtime.paths import api_socket_path
 from ..runtime.settings import NO_MIRROR, Settings
+from ..runtime.settings_load import ProgramSettings
 from ..runtime.stores.lock import owner_pid
 from ..runtime.valkey import find_binary, is_installed, private_place, running_pid, url_of
 from .findings import Finding, ok, problem, warning
@@ -22,8 +26,14 @@ FULL = 0.9
 _MEANWHILE = "sessions go on without it, and the ack `mirrored` is refused meanwhile"
 
 
-async def mirror_findings(settings: Settings) -> AsyncIterator[Finding]:
-    """`mirror` first, then what is wrong with it."""
+async def mirror_findings(settings: ProgramSettings) -> AsyncIterator[Finding]:
+    """What the folder's server says of it, where one answers; `mirror`; what is wrong with it."""
+    answered, said = await _said_by_the_server(settings)
+    if answered and said is None:
+        yield ok("mirror", "none: the server that owns the data folder runs without one")
+        return
+    if said is not None:
+        yield _state(said)
     if settings.mirror == NO_MIRROR:
         yield ok("mirror", "none, as the setting mirror says")
     elif settings.mirror is not None:
@@ -38,6 +48,37 @@ async def mirror_findings(settings: Settings) -> AsyncIterator[Finding]:
     else:
         async for finding in _private(settings):
             yield finding
+
+
+async def _said_by_the_server(settings: ProgramSettings) -> tuple[bool, dict[str, Any] | None]:
+    """Whether the owner's socket answers, and what `/readyz` has under `mirror`."""
+    try:
+        path = api_socket_path(settings.data_dir)
+    except OSError:
+        return False, None
+    if not is_listening(path):
+        return False, None
+    from ..client import ServerClient
+
+    try:
+        async with ServerClient(socket_path=path, token=settings.token) as client:
+            answer = await client.request("GET", "/readyz")
+    except SojournError:  # it is said elsewhere what is wrong with the folder
+        return False, None
+    return True, msgspec.json.decode(answer.content)["mirror"]
+
+
+def _state(said: dict[str, Any]) -> Finding:
+    behind = f"{said['sessions_behind']:,} sessions and {said['events_behind']:,} events are on their way"
+    if said["foreign"]:
+        return warning(
+            "mirror state",
+            f"{said['foreign']:,} sessions are not mirrored, since something else stands in their place",
+            "the server's log names the keys (mirror.foreign_key): remove them, or set mirror_namespace to another name",
+        )
+    if said["last_error"] is not None:
+        return warning("mirror state", f"{said['state']}: {said['last_error']}", _MEANWHILE)
+    return ok("mirror state", f"{said['state']}; {behind}")
 
 
 async def _private(settings: Settings) -> AsyncIterator[Finding]:
