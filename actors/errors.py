@@ -324,6 +324,19 @@ class IntensityExceeded(SupervisionError):
     code = "actor_quarantined"
 
 
+class StartTimeout(SupervisionError):
+    """A child did not say in time that it has started; it was stopped, which counts as a crash."""
+
+    code = "start_timeout"
+
+    def __init__(self, child_id: str, start_s: float) -> None:
+        super().__init__(
+            f"{child_id} did not say within {start_s:g} s that it has started; it was stopped, and is started again. Look for "
+            "what it waits for, or give it more time (start_s)"
+        )
+        self.child_id = child_id
+
+
 class Stopped(SupervisionError):
     """The runtime has stopped before an answer came: the outcome is unknown. Send it again once it is back."""
 

@@ -91,6 +91,7 @@ PROBLEMS: dict[type[SojournError], tuple[int, str]] = {
     errors.Stopped: (503, "The runtime is not open"),
     errors.StorageFull: (507, "There is no room"),
     errors.StoreError: (503, "A store is unavailable"),
+    errors.SupervisionError: (503, "A part of the runtime is not running"),
     errors.TooLarge: (413, "Over its limit"),
     InvalidRequest: (400, "The request cannot be read"),
     MethodNotAllowed: (405, "Method not allowed"),

@@ -8,7 +8,7 @@ from attrs import define, field, frozen
 
 from .envelope import Envelope
 from .mailbox import Mailbox, MailboxLimits
-from .restart import CrashHistory, Intensity
+from .restart import CrashHistory, Intensity, Restart
 
 if TYPE_CHECKING:
     from .lifecycle import Lifecycle
@@ -30,17 +30,12 @@ class Actor(Protocol):
         ...
 
 
-class Restart(enum.Enum):
-    """Whether a crashed actor starts again."""
-
-    PERMANENT = "permanent"
-    TEMPORARY = "temporary"
-
-
 @frozen(kw_only=True)
 class ActorSpec:
     """How an actor comes to be and is kept running. `start` may read from stores; it is given the actor's context and
-    returns the actor with its state loaded. Its StoreErrors are answered to whoever waits, other errors are crashes."""
+    returns the actor with its state loaded. Its StoreErrors are answered to whoever waits, other errors are crashes.
+    `restart`: an actor does not end by itself, so a transient one is as a permanent one; a temporary one is set aside by
+    its first crash."""
 
     start: "Callable[[ActorContext], Awaitable[Actor]]"
     restart: Restart = Restart.PERMANENT

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import CallerError, DeadlineExceeded, IntensityExceeded, Quarantined, StoreError
-from .actor import Actor, ActorContext, ActorSpec, Cell, CellState, Job, JobDone, Restart, Timer
+from .actor import Actor, ActorContext, ActorSpec, Cell, CellState, Job, JobDone, Timer
 from .dead_letters import DeadLetters
 from .envelope import Envelope
 from .mailbox import bytes_of
 from .park import Gate
-from .restart import CrashHistory, next_start
+from .restart import CrashHistory, Restart, next_start
 from .wheel import Wheel
 
 ABSENT, STARTING, IDLE, QUEUED = CellState.ABSENT, CellState.STARTING, CellState.IDLE, CellState.QUEUED
@@ -140,7 +140,7 @@ class Lifecycle(ABC):
         if cell.history is None:
             cell.history = CrashHistory()
         pause_s = None
-        if cell.spec.restart is Restart.PERMANENT:
+        if cell.spec.restart is not Restart.TEMPORARY:
             pause_s = next_start(cell.history, cell.spec.intensity, now=self.clock(), random=self._random())
         if pause_s is None:
             cell.state = QUARANTINED

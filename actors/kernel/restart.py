@@ -3,7 +3,17 @@
 The budget is counted per child. With one budget for all, as in OTP, a single crash-looping child takes down its siblings.
 """
 
+import enum
+
 from attrs import define, field, frozen
+
+
+class Restart(enum.Enum):
+    """Which ends of a child are followed by a new start."""
+
+    PERMANENT = "permanent"  # every end: to return is a crash too
+    TRANSIENT = "transient"  # a crash alone: to return is its end
+    TEMPORARY = "temporary"  # none
 
 
 @frozen(kw_only=True)

@@ -13,9 +13,9 @@ from sojourn.actors.errors import (
     Stopped,
     StorageFull,
 )
-from sojourn.actors.kernel.actor import ActorContext, JobDone, Restart
+from sojourn.actors.kernel.actor import ActorContext, JobDone
 from sojourn.actors.kernel.mailbox import MailboxLimits
-from sojourn.actors.kernel.restart import Intensity
+from sojourn.actors.kernel.restart import Intensity, Restart
 
 from ..support.kernel import Hand
 
