@@ -195,6 +195,12 @@ class SetAside(CallerError):
         self.last_seq = last_seq
 
 
+class MonitorsFull(CallerError):
+    """The node watches as many actors as it may; nothing is watched. End waits for others first."""
+
+    code = "monitors_full"
+
+
 class DurabilityUnavailable(CallerError):
     """The asked ack level cannot be given now; what was reached stands in `reached`, and is done."""
 
@@ -335,6 +341,19 @@ class StartTimeout(SupervisionError):
             "what it waits for, or give it more time (start_s)"
         )
         self.child_id = child_id
+
+
+class JobUnknown(SupervisionError):
+    """The job was under way when its actor fell or its process ended: whether it took effect is unknown. It is not run
+    again by itself; look at what it was to change, and start it anew where that is needed."""
+
+    code = "job_unknown"
+
+
+class JobCancelled(SupervisionError):
+    """The actor has cancelled the job; how far it had come is unknown."""
+
+    code = "job_cancelled"
 
 
 class Stopped(SupervisionError):

@@ -30,6 +30,7 @@ from ..actors.kernel.scheduler import Kernel
 from ..actors.kernel.statistics import KernelStatistics
 from ..actors.kernel.supervisor import ChildStatistics, Supervisor
 from ..actors.mirroring import MirrorStatistics, MirrorWriter
+from ..actors.kernel.watch import Down
 from ..actors.ports import (
     CatalogQuery,
     Clock,
@@ -72,6 +73,7 @@ from .layout import snapshot_path
 from .live import Line, LiveHub, LiveStatistics, lines_of
 from .mirror_import import MirrorImport
 from .mirror_source import MirroredSessions
+from .monitor import wait_for_down
 from .opening import Stores, SystemClock, open_stores
 from .presence import Presence
 from .projector import CatalogProjector
@@ -153,6 +155,7 @@ class Runtime:
             ),
             inbound_bytes_max=settings.inbound_bytes_max,
             starts_max=settings.recoveries_max,
+            place=self._place,
             before_step=self._read_clock,
         )
         self._hub = LiveHub(stores.journal, self._history)
@@ -550,6 +553,24 @@ class Runtime:
         self._must_be_open()
         return [self._completed(decode_record(row.record)) for row in await self._projector.page(query)]
 
+    async def monitor(self, session_id: str) -> Down:
+        """Wait until the session falls (it crashed, or is set aside for its crashes) or leaves (it was handed over). Leaving
+        memory is neither. Cancel the wait to end the watch.
+
+        Returns:
+            What happened; at once for a session that is set aside, was handed over or is not there.
+
+        Raises:
+            MonitorsFull: 10,000 are watched already.
+            Stopped: the runtime was closed first.
+        """
+        self._must_be_open()
+        return await wait_for_down(self._kernel, self._catalog, session_id, self._park())
+
+    def release_child(self, child_id: str) -> bool:
+        """Let a quarantined part of the runtime (`statistics().children`) start again. See Supervisor.release."""
+        return self._tree.release(child_id)
+
     def statistics(self) -> RuntimeStatistics:
         """A frozen value."""
         return RuntimeStatistics(
@@ -734,6 +755,11 @@ class Runtime:
             self._mirror.moved(session_id, tier)
         if self._kernel.passivate(session_id):
             self._snapshotter.forget(session_id)
+        self._kernel.removed(session_id)
+
+    def _place(self, session_id: str) -> tuple[int, int] | None:
+        seq = self._journal.heads().get(session_id)
+        return (self.epoch, seq) if seq is not None else None
 
     async def _start_tiering(self, context: ActorContext) -> Actor:
         self._tiering_actor = TieringActor(

@@ -1,7 +1,7 @@
 """What the kernel asks of an actor, and what it gives one."""
 
 import enum
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import define, field, frozen
@@ -74,6 +74,8 @@ class Cell:
     solo: int = 0  # so many of the next messages run one per slot: their slot crashed
     active_at: float = 0.0
     timers: "dict[str, Timer] | None" = None
+    jobs: "dict[str, Job] | None" = None  # begun and not ended
+    lost_jobs: "dict[str, None] | None" = None  # whose end the actor does not hear: said at its next start
     turns: Sequence[Envelope] = ()
     record: Any = None
     early: bool = False  # one of the messages that wait may be answered before its slot is committed
@@ -91,17 +93,26 @@ class Timer:
 
 @define(eq=False)
 class Job:
-    """Slow work started by a turn. Its result comes back to the actor as a `JobDone` on the control lane."""
+    """Slow work started by a turn. Its result comes back to the actor as a `JobDone` on the control lane.
+
+    Attributes:
+        launched: its turn is committed; before that it may still come to nothing.
+        ended: its actor has been told of its end, or will be; whatever it comes to now is dropped.
+        cancel: stops it; None while it does not run.
+    """
 
     cell: Cell
     key: str
     run: Callable[[], Awaitable[Any]]
     deadline_s: float
+    launched: bool = False
+    ended: bool = False
+    cancel: Callable[[], None] | None = None
 
 
 @frozen(kw_only=True)
 class JobDone:
-    """How a job ended: `value`, or `error` (a `TimeoutError` past its deadline)."""
+    """How a job ended: `value`, or `error`: its own, a TimeoutError past its deadline, JobCancelled, or JobUnknown."""
 
     key: str
     value: Any = None
@@ -124,10 +135,41 @@ class ActorContext:
         return self._cell.actor_id
 
     def start_job(self, key: str, run: Callable[[], Awaitable[Any]], *, deadline_s: float = 60.0) -> None:
-        """Run slow work; its result is a later turn (`JobDone` with this key). Lost with the process: the actor must be
-        able to tell from its state that it had begun."""
-        job = Job(self._cell, key, run, deadline_s)
+        """Run slow work; its end is a later turn: exactly one `JobDone` with this key.
+
+        It is never run twice. Where the actor or the driver falls meanwhile the job is cancelled, and its end is JobUnknown:
+        the first turn of the actor that is started anew. With the process all is lost but the actor's state: one whose state
+        tells of a job says so by `jobs_begun` when it starts.
+
+        Args:
+            deadline_s: after so long it is cancelled; its error is a TimeoutError.
+
+        Raises:
+            LimitReached: the actor has `JOBS_MAX` under way.
+            ValueError: one of this key is under way.
+        """
+        job = self._kernel.begin_job(self._cell, key, run, deadline_s)
         self._after_commit(lambda: self._kernel.launch(job))
+
+    def cancel_job(self, key: str) -> None:
+        """Stop the job; its end is JobCancelled. None of this key is under way: nothing happens."""
+        self._after_commit(lambda: self._kernel.cancel_job(self._cell, key))
+
+    def jobs_begun(self, keys: Iterable[str]) -> None:
+        """While the actor starts: its state says that it had begun these jobs and has not heard of their end. Each whose
+        end is not in the mailbox ends now, with JobUnknown, before any other turn."""
+        lost = self._cell.lost_jobs
+        self._cell.lost_jobs = (lost or {}) | dict.fromkeys(keys)
+
+    def monitor(self, actor_id: str) -> None:
+        """Be told once, by a `Down`, when that actor crashes, is set aside or is removed; at once where there is none, or
+        it is set aside already. It lasts over this actor's own crashes and passivation, and not over the process's end. Again
+        before that: nothing happens."""
+        self._after_commit(lambda: self._kernel.monitor_for(self._cell, actor_id))
+
+    def unmonitor(self, actor_id: str) -> None:
+        """No `Down` of that actor comes any more, unless it waits in the mailbox already."""
+        self._after_commit(lambda: self._kernel.watches.remove(actor_id, self._cell.actor_id))
 
     def set_timer(self, key: str, delay_s: float, message: Any) -> None:
         """Tell the actor `message` after `delay_s`, once, in steps of 50 ms; a timer of the same key is replaced."""

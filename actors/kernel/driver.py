@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint
 
+from ..errors import JobUnknown
 from .actor import ActorContext, Cell, Job
 from .park import Gate
 from .scheduler import Kernel
@@ -77,14 +77,20 @@ class Driver:
             kernel.started(cell, actor)
 
     async def _work(self, job: Job) -> None:
-        ended: Callable[[Any, Exception | None], None] = partial(self._kernel.job_ended, job)
+        if job.ended:  # cancelled before it ran
+            return
+        value: Any = None
+        error: Exception | None = None
         try:
-            with anyio.fail_after(job.deadline_s):
-                value = await job.run()
+            with anyio.CancelScope() as scope:
+                job.cancel = scope.cancel
+                try:
+                    with anyio.fail_after(job.deadline_s):
+                        value = await job.run()
+                except Exception as raised:  # noqa: BLE001 - the job's result, told to its actor
+                    error = raised
         except anyio.get_cancelled_exc_class():
-            self._kernel.launch(job)  # the driver was stopped: the next one begins it anew
+            # The driver was stopped. Begun anew by the next one, what it had done already would be done twice.
+            self._kernel.job_ended(job, None, JobUnknown())
             raise
-        except Exception as error:  # noqa: BLE001 - the job's result, told to its actor
-            ended(None, error)
-        else:
-            ended(value, None)
+        self._kernel.job_ended(job, value, error)

@@ -70,6 +70,14 @@ class Mailbox:
         if size_bytes:
             self.payload_bytes += size_bytes
 
+    def put_promised(self, envelope: Envelope) -> None:
+        """Take it into the control lane whatever waits there: what was promised had its bound when it was promised."""
+        if self.control is None:
+            self.control = [envelope]
+        else:
+            self.control.append(envelope)
+        self.payload_bytes += envelope.size_bytes
+
     def take(self, count_max: int) -> list[Envelope]:
         """The next envelopes, those of the control lane first."""
         control, normal = self.control, self.normal

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import CallerError, DeadlineExceeded, IntensityExceeded, MailboxFull, Stopped, StoreError
 from .actor import ActorSpec, Cell, CellState, Timer
 from .envelope import Envelope
-from .lifecycle import RESTART, Lifecycle, set_aside
+from .lifecycle import PROMISED, RESTART, Lifecycle, set_aside
 from .mailbox import Mailbox
 from .park import Gate, Parked
 from .statistics import KernelStatistics
@@ -26,7 +26,8 @@ SLOT_S = 0.002
 STEP_S = 0.004
 TURNS_A_CLOCK = 8
 
-ABSENT, IDLE, QUEUED, RUNNING = CellState.ABSENT, CellState.IDLE, CellState.QUEUED, CellState.RUNNING
+ABSENT, STARTING, IDLE = CellState.ABSENT, CellState.STARTING, CellState.IDLE
+QUEUED, RUNNING = CellState.QUEUED, CellState.RUNNING
 COMMITTING, BACKOFF, QUARANTINED = CellState.COMMITTING, CellState.BACKOFF, CellState.QUARANTINED
 
 
@@ -38,7 +39,8 @@ class Kernel(Lifecycle):
         dynamic: the spec of actors that come to be with their first message; None: unknown ids are refused.
         random_: uniform in [0, 1), for jitter.
         inbound_bytes_max: what all mailboxes together may hold.
-        starts_max: how many actors may be starting at once.
+        starts_max: how many actors may be starting at once; those that somebody waits to read go first.
+        place: (epoch, last durable seq) of a dynamic actor, None where there is none of that id; for `Down` messages.
         before_step: called at the start of each step: what all turns of a step share may be read there once.
     """
 
@@ -50,16 +52,16 @@ class Kernel(Lifecycle):
         random_: Callable[[], float] = random.random,
         inbound_bytes_max: int = 256 * 1024 * 1024,
         starts_max: int = 50,
+        place: Callable[[str], tuple[int, int] | None] | None = None,
         before_step: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(clock=clock, dynamic=dynamic, random_=random_, starts_max=starts_max)
+        super().__init__(clock=clock, dynamic=dynamic, random_=random_, starts_max=starts_max, place=place)
         self.now = clock()  # of the last step
         self.outbox: list[Cell] = []
         self.commits = Gate()  # woken when there is something in the outbox
         self._before_step = before_step
         self._inbound_bytes_max = inbound_bytes_max
-        self._stopped = False
-        self._accepted = self._replied = self._expired = self._refused = self._slots = 0
+        self._replied = self._expired = self._refused = self._slots = 0
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
@@ -133,12 +135,6 @@ class Kernel(Lifecycle):
             self._accepted += 1
             self.dead_letters.add(actor_id, refusal.code, message)
 
-    def _virtual(self, actor_id: str) -> Cell:
-        if self._dynamic is None:
-            raise Stopped(f"there is no actor {actor_id!r}")
-        cell = self.cells[actor_id] = Cell(actor_id, self._dynamic, Mailbox(self._dynamic.mailbox))
-        return cell
-
     def _accept(self, cell: Cell, envelope: Envelope) -> None:
         if self._stopped:
             raise Stopped
@@ -165,6 +161,8 @@ class Kernel(Lifecycle):
             self._run_queue.append(cell)
         elif state is ABSENT:
             self._start_soon(cell)
+        elif state is STARTING and envelope.control and envelope.reply is not None:
+            self._start_sooner(cell)
 
     # -- stepping -----------------------------------------------------------------------------------------------------
 
@@ -311,6 +309,8 @@ class Kernel(Lifecycle):
                 timers.pop(entry.key, None)
             if entry.cell.state is BACKOFF and entry.key == RESTART:
                 self._start_soon(entry.cell)
+            elif isinstance(entry.message, PROMISED):
+                self.deliver(entry.cell.actor_id, entry.message)
             else:
                 self.tell_or_bury(entry.cell.actor_id, entry.message, control=True)
         else:
@@ -382,6 +382,8 @@ class Kernel(Lifecycle):
         for entry in self._wheel.due(math.inf):
             if isinstance(entry, Envelope):
                 entry.expire(Stopped())
+        for told in self.watches.end_all():
+            told(None)
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
@@ -403,5 +405,8 @@ class Kernel(Lifecycle):
             slots=self._slots,
             crashes=self._crashes,
             starting=self._starting,
+            start_queue=len(self._start_queue) + len(self._start_queue_viewed),
+            jobs=self._jobs,
+            monitors=len(self.watches),
             deadlines=len(self._wheel),
         )

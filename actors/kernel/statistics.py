@@ -9,7 +9,8 @@ class KernelStatistics:
     accepted = replied + rejected + expired + dead_lettered + quarantined + queued + awaiting_commit.
 
     `replied` counts turns that ran to their end (asks and tells alike, errors of the caller among them); `rejected` asks
-    whose commit was refused or whose actor could not start; `expired` asks dropped unhandled after their deadline."""
+    whose commit was refused or whose actor could not start, and what was promised to an actor (the end of a job, a Down),
+    which is then handed over again; `expired` asks dropped unhandled after their deadline."""
 
     accepted: int
     replied: int
@@ -26,4 +27,7 @@ class KernelStatistics:
     slots: int
     crashes: int
     starting: int
+    start_queue: int  # those that wait for a place to start
+    jobs: int  # under way
+    monitors: int
     deadlines: int

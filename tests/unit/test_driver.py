@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from sojourn.actors.errors import DeadlineExceeded, Stopped
+from sojourn.actors.errors import DeadlineExceeded, JobCancelled, JobUnknown, Stopped
 from sojourn.actors.kernel.actor import Actor, ActorContext, ActorSpec, JobDone
 from sojourn.actors.kernel.driver import Driver
 from sojourn.actors.kernel.park import parking
@@ -32,6 +32,10 @@ class Echo:
         match message:
             case ("job", run):
                 self.context.start_job("j", run, deadline_s=0.05)
+            case ("slow", run):
+                self.context.start_job("j", run)
+            case ("cancel", key):
+                self.context.cancel_job(key)
             case ("timer", delay_s):
                 self.context.set_timer("t", delay_s, "rang")
             case "heard":
@@ -55,6 +59,16 @@ async def driven(clock: Any = time.monotonic) -> AsyncIterator[Kernel]:
         await ready.wait()
         yield kernel
         tasks.cancel_scope.cancel()
+
+
+async def ends(kernel: Kernel) -> list[JobDone]:
+    """What the actor has heard of its jobs, once that is something."""
+    with anyio.fail_after(10):
+        while not (
+            heard := [m for m in await kernel.ask("a", "heard", parking()()) if isinstance(m, JobDone)]
+        ):
+            await anyio.sleep(0.005)
+    return heard
 
 
 async def test_an_ask_is_answered() -> None:
@@ -118,15 +132,60 @@ async def test_a_jobs_end_is_a_turn_of_its_actor(outcome: str) -> None:
 
     async with driven() as kernel:
         kernel.tell("a", ("job", work))
-        with anyio.fail_after(10):
-            while not (
-                ends := [m for m in await kernel.ask("a", "heard", parking()()) if isinstance(m, JobDone)]
-            ):
-                await anyio.sleep(0.005)
-    (end,) = ends
+        (end,) = await ends(kernel)
     expected = {"value": type(None), "error": ValueError, "late": TimeoutError}[outcome]
     assert isinstance(end.error, expected)
     assert end.value == ("done" if outcome == "value" else None)
+
+
+async def test_a_cancelled_job_stops_and_its_actor_hears_that_once() -> None:
+    story: list[str] = []
+
+    async def work() -> None:
+        try:
+            story.append("began")
+            await anyio.sleep_forever()
+        finally:
+            story.append("stopped")
+
+    async with driven() as kernel:
+        kernel.tell("a", ("slow", work))
+        with anyio.fail_after(10):
+            while not story:
+                await anyio.sleep(0.005)
+        kernel.tell("a", ("cancel", "j"))
+        (end,) = await ends(kernel)
+        assert isinstance(end.error, JobCancelled)
+        with anyio.fail_after(10):
+            while story != ["began", "stopped"]:
+                await anyio.sleep(0.005)
+        assert kernel.statistics().jobs == 0
+
+
+async def test_a_job_whose_driver_stops_is_unknown_and_is_not_run_again() -> None:
+    runs: list[str] = []
+
+    async def work() -> None:
+        runs.append("began")
+        await anyio.sleep_forever()
+
+    async def start(context: ActorContext) -> Actor:
+        return Echo(context)
+
+    kernel = Kernel(clock=time.monotonic, dynamic=ActorSpec(start=start))
+    kernel.tell("a", ("slow", work))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Driver(kernel).run, lambda: None)
+        with anyio.fail_after(10):
+            while not runs:
+                await anyio.sleep(0.005)
+        tasks.cancel_scope.cancel()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Driver(kernel).run, lambda: None)
+        (end,) = await ends(kernel)
+        tasks.cancel_scope.cancel()
+    assert isinstance(end.error, JobUnknown)
+    assert runs == ["began"]
 
 
 async def test_an_actor_that_was_starting_when_its_driver_stopped_starts_with_the_next() -> None:
