@@ -78,9 +78,11 @@ from .opening import Stores, SystemClock, open_stores
 from .presence import Presence
 from .projector import CatalogProjector
 from .recovery import History, Recovery
+from .residents import MemoryStatistics, Residents
 from .settings import Settings
 from .shelves import ACTIVE, Shelves
 from .snapshots import Snapshotter
+from .stalls import StallStatistics, StallWatch
 from .tiering import Tiering, archive_place, look_every_s
 from .tree import runtime_tree
 
@@ -110,6 +112,8 @@ class RuntimeStatistics:
     compaction: CompactionStatistics
     tiering: TieringStatistics
     mirror: MirrorStatistics | None
+    memory: MemoryStatistics
+    stalls: StallStatistics
 
 
 class Runtime:
@@ -212,17 +216,25 @@ class Runtime:
             hindered=lambda: not self.is_open or self._writer.refusing is not None,
             after_s=settings.abandon_after_s,
         )
+        self._residents = Residents(
+            self._kernel,
+            self._left_memory,
+            after_s=settings.passivate_after_s,
+            sessions_max=settings.sessions_in_memory_max,
+            states_bytes_max=settings.states_in_memory_bytes_max,
+        )
         self._tree: Supervisor = runtime_tree(
             commit=self._writer.run,
             kernel=Driver(self._kernel).run,
             catalog=self._projector.run,
             snapshots=self._snapshotter.run,
             compaction=self._compactor.run,
-            passivation=self._passivate_idle,
+            passivation=self._residents.run,
             abandoning=self._abandoner.run,
             mirror=self._mirror.run if self._mirror is not None else None,
             mirror_server=place.watch if place is not None and place.private else None,
         )
+        self._stalls = StallWatch(self._kernel, settings.stall_s)
 
     def _mirror_writer(self, place: "MirrorPlace", event_log: EventLog) -> MirrorWriter:
         self._mirror_import = MirrorImport(
@@ -259,12 +271,14 @@ class Runtime:
             StaleEpoch: out of the context: another process has taken the folder over, and this one must stop.
         """
         async with open_stores(settings) as stores, cls.over(settings, stores, SystemClock()) as runtime:
-            yield runtime
+            with runtime._stalls.watching():
+                yield runtime
 
     @classmethod
     @asynccontextmanager
     async def over(cls, settings: Settings, stores: Stores, clock: Clock) -> AsyncIterator["Runtime"]:
-        """Run over stores that the caller has opened, and closes afterwards."""
+        """Run over stores that the caller has opened, and closes afterwards. Stalls are not watched: `clock` need not be the
+        machine's."""
         # Raised once, and durable before use: a late write of an earlier owner carries a lower one and is refused.
         epoch = max(stores.journal.epoch, await stores.catalog.epoch())
         if stores.mirror is not None:
@@ -585,6 +599,8 @@ class Runtime:
             compaction=self._compactor.statistics(),
             tiering=self._tiering_actor.statistics() if self._tiering_actor else TieringStatistics(),
             mirror=self.mirror_statistics(),
+            memory=self._residents.statistics(),
+            stalls=self._stalls.statistics(),
         )
 
     def mirror_statistics(self) -> MirrorStatistics | None:
@@ -638,6 +654,7 @@ class Runtime:
         if recovered.missing is not None and await self._filled(session_id, *recovered.missing):
             recovered = await self._recovery.recover(session_id)
         self._snapshotter.recovered(session_id, recovered.snapshot_seq)
+        self._residents.started(recovered.state.size_bytes)
         if recovered.missing is not None and session_id not in self._accepting:
             self._set_aside[session_id] = recovered.missing
             return SetAsideActor(recovered.state, recovered.missing)
@@ -771,14 +788,3 @@ class Runtime:
             look_every_s=look_every_s(self.settings.recent_days),
         )
         return self._tiering_actor
-
-    async def _passivate_idle(self, started: Any) -> None:
-        started()
-        after_s = self.settings.passivate_after_s
-        while True:
-            await anyio.sleep(after_s / 5)
-            before = self._clock.monotonic() - after_s
-            idle = [cell.actor_id for cell in self._kernel.cells.values() if cell.active_at < before]
-            for session_id in idle:
-                if self._kernel.passivate(session_id):
-                    self._left_memory(session_id)

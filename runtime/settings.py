@@ -82,6 +82,9 @@ class Settings:
         journal_bytes_max: what the journal may hold before its oldest events are moved into segments.
         moves_at_once_max: how many sessions are handed over or archived at once.
         passivate_after_s: a session without a message for so long leaves memory and comes back with the next one.
+        sessions_in_memory_max, states_in_memory_bytes_max: beyond so many sessions in memory, or so much that their states
+            take, idle ones leave it at once, the one that is idle longest first.
+        stall_s: a turn that takes so long is kept in the statistics with its stack, and logged; 0: none is watched.
         snapshot_interval_s: how often sessions are looked at for a snapshot.
         snapshot_journal_bytes_min: a session is snapshotted once the journal holds so much of it since the last one (or a
             quarter of its state, whichever is more): a smaller tail is replayed faster than a file is opened.
@@ -103,6 +106,10 @@ class Settings:
     moves_at_once_max: int = field(default=4, validator=at_least(1))
     # Both are periods too: with 0 their tasks would spin.
     passivate_after_s: float = field(default=300.0, validator=at_least(0.01))
+    sessions_in_memory_max: int = field(default=100_000, validator=at_least(1))
+    states_in_memory_bytes_max: int = field(default=1024 * MIB, validator=at_least(1))
+    # Shorter than what a person notices, and longer than any turn within the limits needs.
+    stall_s: float = field(default=0.05, validator=at_least(0))
     snapshot_interval_s: float = field(default=30.0, validator=at_least(0.01))
     snapshot_journal_bytes_min: int = field(default=64 * 1024, validator=at_least(0))
     ask_deadline_s: float = field(default=30.0, validator=at_least(0))

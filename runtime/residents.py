@@ -1,0 +1,160 @@
+"""Who is in memory: idle sessions leave after a while, and where there is no room, the one that is idle longest first.
+
+What is bounded is what can be told at once and falls when they leave: how many sessions there are, and about what their
+documents take (`SessionState.size_bytes`). The process's own size does neither: the interpreter seldom gives memory back,
+so it would tell of a load that has long gone, and it counts a host's own besides.
+"""
+
+import heapq
+from collections.abc import Callable, Iterator
+
+import anyio
+from anyio.lowlevel import checkpoint
+from attrs import frozen
+
+from ..actors.kernel.actor import Cell
+from ..actors.kernel.park import Gate
+from ..actors.kernel.scheduler import Kernel
+from ..actors.session.actor import SessionActor, SetAsideActor
+
+# The states are measured so often: between two measurements they grow by what comes in meanwhile.
+MEASURE_EVERY_S = 10.0
+# Looking at 1,000 sessions takes half a millisecond; then others have their turn.
+SLICE_SESSIONS = 1_000
+# Where a bound is passed, a sixteenth is freed at once: a look at all sessions costs more than one session's leaving.
+FREED_SHARE = 1 / 16
+# Where nothing is idle, looking again and again frees nothing: it takes a fifth of the time at most.
+REST_FACTOR = 4.0
+REST_MIN_S = 0.05
+
+
+@frozen(kw_only=True)
+class MemoryStatistics:
+    """What is in memory, of how much, and what has left since the start: `passivated` because it was idle for long,
+    `pressed_out` because there was no room. `states_bytes` is as of the last measurement and the starts since."""
+
+    sessions: int
+    sessions_max: int
+    states_bytes: int
+    states_bytes_max: int
+    passivated: int
+    pressed_out: int
+
+
+class Residents:
+    """A child of the runtime's tree.
+
+    Args:
+        left: called with each session that has left.
+        after_s: idle for so long, a session leaves.
+        sessions_max, states_bytes_max: beyond either, idle ones leave at once.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        left: Callable[[str], None],
+        *,
+        after_s: float,
+        sessions_max: int,
+        states_bytes_max: int,
+    ) -> None:
+        self._kernel = kernel
+        self._left = left
+        self._after_s = after_s
+        self._sessions_max = sessions_max
+        self._states_bytes_max = states_bytes_max
+        self._pressed = Gate()
+        self._states_bytes = 0
+        self._passivated = self._pressed_out = 0
+
+    def started(self, state_bytes: int) -> None:
+        """A session whose state takes so much enters memory."""
+        self._states_bytes += state_bytes
+        if self._is_pressed(len(self._kernel.cells)):
+            self._pressed.wake()
+
+    def statistics(self) -> MemoryStatistics:
+        """A frozen value."""
+        return MemoryStatistics(
+            sessions=sum(_is_session(cell) for cell in self._kernel.cells.values()),
+            sessions_max=self._sessions_max,
+            states_bytes=self._states_bytes,
+            states_bytes_max=self._states_bytes_max,
+            passivated=self._passivated,
+            pressed_out=self._pressed_out,
+        )
+
+    async def run(self, started: Callable[[], None]) -> None:
+        """A child of a supervisor; runs until cancelled."""
+        started()
+        clock = self._kernel.clock
+        while True:
+            with anyio.move_on_after(min(self._after_s / 5, MEASURE_EVERY_S)):
+                await self._pressed.wait()
+            began = clock()
+            await self._look(began)
+            await anyio.sleep(max(REST_MIN_S, REST_FACTOR * (clock() - began)))
+
+    def _is_pressed(self, sessions: int) -> bool:
+        return sessions > self._sessions_max or self._states_bytes > self._states_bytes_max
+
+    async def _look(self, now: float) -> None:
+        sessions = states_bytes = 0
+        idle: list[list[tuple[float, str]]] = []
+        before = self._states_bytes
+        for cells in _slices(list(self._kernel.cells.values())):
+            found = []
+            for cell in cells:
+                if not _is_session(cell):
+                    continue
+                if cell.active_at < now - self._after_s and self._let_go(cell, cell.active_at) is not None:
+                    self._passivated += 1
+                    continue
+                sessions += 1
+                states_bytes += _state_bytes(cell)
+                found.append((cell.active_at, cell.actor_id))
+            found.sort()
+            idle.append(found)
+            await checkpoint()
+        # Those that have started meanwhile were counted as they did.
+        self._states_bytes += states_bytes - before
+        if self._is_pressed(sessions):
+            await self._make_room(sessions, heapq.merge(*idle))
+
+    async def _make_room(self, sessions: int, oldest: Iterator[tuple[float, str]]) -> None:
+        sessions_aim = self._sessions_max - int(self._sessions_max * FREED_SHARE)
+        bytes_aim = self._states_bytes_max - int(self._states_bytes_max * FREED_SHARE)
+        for looked, (active_at, actor_id) in enumerate(oldest, 1):
+            if sessions <= sessions_aim and self._states_bytes <= bytes_aim:
+                return
+            cell = self._kernel.cells.get(actor_id)
+            freed_bytes = self._let_go(cell, active_at) if cell is not None else None
+            if freed_bytes is not None:
+                sessions -= 1
+                self._states_bytes -= freed_bytes
+                self._pressed_out += 1
+            if looked % SLICE_SESSIONS == 0:
+                await checkpoint()
+
+    def _let_go(self, cell: Cell, active_at: float) -> int | None:
+        """What its state took; None where it stays: it is not idle, or was active since `active_at`."""
+        state_bytes = _state_bytes(cell)
+        if cell.active_at > active_at or not self._kernel.passivate(cell.actor_id):
+            return None
+        self._left(cell.actor_id)
+        return state_bytes
+
+
+def _slices(cells: list[Cell]) -> Iterator[list[Cell]]:
+    for start in range(0, len(cells), SLICE_SESSIONS):
+        yield cells[start : start + SLICE_SESSIONS]
+
+
+def _is_session(cell: Cell) -> bool:
+    return isinstance(cell.actor, SessionActor | SetAsideActor)
+
+
+def _state_bytes(cell: Cell) -> int:
+    actor = cell.actor
+    return actor.state.size_bytes if isinstance(actor, SessionActor | SetAsideActor) else 0
