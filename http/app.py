@@ -17,7 +17,7 @@ from ..runtime.settings import Settings
 from .guard import Guard
 from .problems import NoSuchPath
 from .resource import Resource
-from .routes import commands, events, export, sessions, system
+from .routes import commands, events, export, sessions, statistics, system
 from .stream import StreamRegistry
 
 PREFIX = "/api/v1"
@@ -33,6 +33,7 @@ API: dict[str, Resource] = {
     "/sessions/{session_id}/events": Resource(GET=events.list_events),
     "/sessions/{session_id}/stream": Resource(GET=events.stream),
     "/sessions/{session_id}/export": Resource(GET=export.export_session),
+    "/statistics": Resource(GET=statistics.statistics),
 }
 # Probes look for these at the root; a host that mounts us under a prefix finds them beside the API.
 SYSTEM: dict[str, Resource] = {

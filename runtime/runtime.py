@@ -29,8 +29,8 @@ from ..actors.kernel.park import Parked, parking
 from ..actors.kernel.scheduler import Kernel
 from ..actors.kernel.statistics import KernelStatistics
 from ..actors.kernel.supervisor import ChildStatistics, Supervisor
-from ..actors.mirroring import MirrorStatistics, MirrorWriter
 from ..actors.kernel.watch import Down
+from ..actors.mirroring import MirrorStatistics, MirrorWriter
 from ..actors.ports import (
     CatalogQuery,
     Clock,
@@ -75,6 +75,7 @@ from .mirror_import import MirrorImport
 from .mirror_source import MirroredSessions
 from .monitor import wait_for_down
 from .opening import Stores, SystemClock, open_stores
+from .overview import Overview, sessions_of
 from .presence import Presence
 from .projector import CatalogProjector
 from .recovery import History, Recovery
@@ -601,6 +602,18 @@ class Runtime:
             mirror=self.mirror_statistics(),
             memory=self._residents.statistics(),
             stalls=self._stalls.statistics(),
+        )
+
+    async def overview(self, *, sessions_max: int = 50) -> Overview:
+        """The statistics, and at most so many of the sessions in memory: those in trouble first. Read-only."""
+        self._must_be_open()
+        total, sessions = await sessions_of(self._kernel, self._journal, self.mirrored_seq, sessions_max)
+        return Overview(
+            at=self._clock.now(),
+            sessions_total=total,
+            sessions=sessions,
+            dead_letters=dict(self._kernel.dead_letters.counts),
+            statistics=self.statistics(),
         )
 
     def mirror_statistics(self) -> MirrorStatistics | None:

@@ -75,6 +75,7 @@ class Cell:
     active_at: float = 0.0
     timers: "dict[str, Timer] | None" = None
     jobs: "dict[str, Job] | None" = None  # begun and not ended
+    restarts: int = 0  # after crashes, since it was registered
     lost_jobs: "dict[str, None] | None" = None  # whose end the actor does not hear: said at its next start
     turns: Sequence[Envelope] = ()
     record: Any = None

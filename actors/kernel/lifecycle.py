@@ -185,6 +185,7 @@ class Lifecycle(ABC):
             self._down(cell.actor_id, DownReason.QUARANTINED)
             return
         cell.state = BACKOFF
+        cell.restarts += 1
         self.set_timer(cell, RESTART, pause_s, None)
         self._down(cell.actor_id, DownReason.CRASHED)
         self.ready.wake()
@@ -207,6 +208,10 @@ class Lifecycle(ABC):
             return False
         del self.cells[actor_id]
         return True
+
+    def is_virtual(self, cell: Cell) -> bool:
+        """Whether it came to be with its first message, and may leave memory."""
+        return cell.spec is self._dynamic
 
     def removed(self, actor_id: str) -> None:
         """The actor has left for good, in memory or not: who watches it is told, and it watches nobody any more."""

@@ -17,6 +17,7 @@ def test_every_command_can_be_loaded_and_has_help() -> None:
         "show",
         "tail",
         "compare",
+        "top",
         "export",
         "accept-loss",
         "rebuild-catalog",

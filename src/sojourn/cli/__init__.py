@@ -1,4 +1,4 @@
-"""The command line: `sojourn serve`, `record`, `ls`, `show`, `tail`, `compare`, `export`, `accept-loss`,
+"""The command line: `sojourn serve`, `record`, `ls`, `show`, `tail`, `compare`, `top`, `export`, `accept-loss`,
 `rebuild-catalog`, `settings`, `doctor`.
 
 A command's module is imported when that command runs, so none pays for another's libraries.
@@ -22,6 +22,7 @@ app.command(
     help="Print the last log lines and results of a session, or follow them.",
 )
 app.command(f"{__name__}.look:compare", name="compare", help="Compare two sessions.")
+app.command(f"{__name__}.top:top", name="top", help="Watch a running server: its parts, sessions and stalls.")
 app.command(f"{__name__}.export:export", name="export", help="Write a session as JSON, NDJSON or JUnit XML.")
 app.command(
     f"{__name__}.accept_loss:accept_loss",

@@ -75,23 +75,12 @@ class Screen:
             right: the columns aligned to the right.
             cut: the columns that give way where the terminal is narrow.
         """
-        plain = [list(heads)] + [[str(cell) for cell in row] for row in rows]
-        widths = [max(len(row[index]) for row in plain) for index in range(len(heads))]
         if self.is_terminal:
-            table = Table(box=None, pad_edge=False, header_style="bold")
-            for index, head in enumerate(heads):
-                table.add_column(
-                    head,
-                    justify="right" if index in right else "left",
-                    min_width=None if index in cut else widths[index],
-                    no_wrap=True,
-                    overflow="ellipsis",
-                )
-            for row in rows:
-                table.add_row(*row)
+            table = rich_table(heads, rows, right=right, cut=cut)
             self._guard(lambda: self._console.print(table))
             return
-        for cells in plain:
+        widths = _widths(heads, rows)
+        for cells in _plain(heads, rows):
             aligned = [
                 cell.rjust(width) if index in right else cell.ljust(width)
                 for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
@@ -110,6 +99,38 @@ class Screen:
             self.is_gone = True
             # Or the interpreter complains when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def rich_table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str | Text]],
+    *,
+    right: frozenset[int],
+    cut: frozenset[int] = frozenset(),
+) -> Table:
+    """A table for a terminal; arguments as for `Screen.table`."""
+    widths = _widths(heads, rows)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, head in enumerate(heads):
+        table.add_column(
+            head,
+            justify="right" if index in right else "left",
+            min_width=None if index in cut else widths[index],
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _plain(heads: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> list[list[str]]:
+    return [list(heads)] + [[str(cell) for cell in row] for row in rows]
+
+
+def _widths(heads: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> list[int]:
+    plain = _plain(heads, rows)
+    return [max(len(row[index]) for row in plain) for index in range(len(heads))]
 
 
 def run(body: Callable[[Screen], Awaitable[int]]) -> int:

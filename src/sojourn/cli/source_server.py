@@ -61,6 +61,12 @@ class ServerSource:
             if cursor is None:
                 return
 
+    async def statistics(self, sessions_max: int) -> dict[str, Any]:
+        """What the runtime says of itself, with so many of its sessions."""
+        answer = await self._client.request("GET", "/statistics", params={"limit": sessions_max})
+        statistics: dict[str, Any] = msgspec.json.decode(answer.content)
+        return statistics
+
     async def record(self, session_id: str) -> dict[str, Any]:
         return await self._client.session(session_id)
 
