@@ -31,7 +31,8 @@ REST_MIN_S = 0.05
 @frozen(kw_only=True)
 class MemoryStatistics:
     """What is in memory, of how much, and what has left since the start: `passivated` because it was idle for long,
-    `pressed_out` because there was no room. `states_bytes` is as of the last measurement and the starts since."""
+    `pressed_out` because there was no room. `sessions` and `states_bytes` are as of the last look (at most 10 s old) and the
+    starts since."""
 
     sessions: int
     sessions_max: int
@@ -65,11 +66,12 @@ class Residents:
         self._sessions_max = sessions_max
         self._states_bytes_max = states_bytes_max
         self._pressed = Gate()
-        self._states_bytes = 0
+        self._sessions = self._states_bytes = 0
         self._passivated = self._pressed_out = 0
 
     def started(self, state_bytes: int) -> None:
         """A session whose state takes so much enters memory."""
+        self._sessions += 1
         self._states_bytes += state_bytes
         if self._is_pressed(len(self._kernel.cells)):
             self._pressed.wake()
@@ -77,7 +79,7 @@ class Residents:
     def statistics(self) -> MemoryStatistics:
         """A frozen value."""
         return MemoryStatistics(
-            sessions=sum(_is_session(cell) for cell in self._kernel.cells.values()),
+            sessions=self._sessions,
             sessions_max=self._sessions_max,
             states_bytes=self._states_bytes,
             states_bytes_max=self._states_bytes_max,
@@ -102,7 +104,7 @@ class Residents:
     async def _look(self, now: float) -> None:
         sessions = states_bytes = 0
         idle: list[list[tuple[float, str]]] = []
-        before = self._states_bytes
+        sessions_before, bytes_before = self._sessions, self._states_bytes
         for cells in _slices(list(self._kernel.cells.values())):
             found = []
             for cell in cells:
@@ -118,20 +120,21 @@ class Residents:
             idle.append(found)
             await checkpoint()
         # Those that have started meanwhile were counted as they did.
-        self._states_bytes += states_bytes - before
-        if self._is_pressed(sessions):
-            await self._make_room(sessions, heapq.merge(*idle))
+        self._sessions += sessions - sessions_before
+        self._states_bytes += states_bytes - bytes_before
+        if self._is_pressed(self._sessions):
+            await self._make_room(heapq.merge(*idle))
 
-    async def _make_room(self, sessions: int, oldest: Iterator[tuple[float, str]]) -> None:
+    async def _make_room(self, oldest: Iterator[tuple[float, str]]) -> None:
         sessions_aim = self._sessions_max - int(self._sessions_max * FREED_SHARE)
         bytes_aim = self._states_bytes_max - int(self._states_bytes_max * FREED_SHARE)
         for looked, (active_at, actor_id) in enumerate(oldest, 1):
-            if sessions <= sessions_aim and self._states_bytes <= bytes_aim:
+            if self._sessions <= sessions_aim and self._states_bytes <= bytes_aim:
                 return
             cell = self._kernel.cells.get(actor_id)
             freed_bytes = self._let_go(cell, active_at) if cell is not None else None
             if freed_bytes is not None:
-                sessions -= 1
+                self._sessions -= 1
                 self._states_bytes -= freed_bytes
                 self._pressed_out += 1
             if looked % SLICE_SESSIONS == 0:

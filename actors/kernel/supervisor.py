@@ -202,8 +202,10 @@ class Supervisor:
                 await self._start_anew(tasks, child, 0.0)
             crashes, self._crashes = self._crashes, []
             for child, error in crashes:
+                if isinstance(error, child.spec.fatal):
+                    return error
                 pause_s = self._pause_s(child, error)
-                if isinstance(error, child.spec.fatal) or (pause_s is None and child.spec.essential):
+                if pause_s is None and child.spec.essential:
                     return error
                 if pause_s is not None:
                     await self._start_anew(tasks, child, pause_s)

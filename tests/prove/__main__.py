@@ -1,6 +1,6 @@
 """`python -m tests.prove [NAME...]`: runs proofs and writes `prove/NAME.json`. Exit code 1 where one does not hold.
 
-KILLS, SEED and PAIRS in the environment set how much; without SEED one is drawn, and printed.
+KILLS, SEED, PAIRS, SESSIONS and MINUTES in the environment set how much; without SEED one is drawn, and printed.
 """
 
 import importlib
