@@ -1,4 +1,4 @@
-"""A host that waits for a session to fall or leave, over stores in memory."""
+"""A host that watches: for a session that falls or leaves, for a part that is set aside, for a turn that stalls."""
 
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 from attrs import define
 
 from sojourn.actors.errors import IntensityExceeded, MonitorsFull, NotOpen, Stopped
+from sojourn.actors.kernel.actor import Actor, ActorContext, ActorSpec
 from sojourn.actors.kernel.watch import Down, DownReason, Watches
 from sojourn.actors.ports import Record
 from sojourn.actors.session.wire import read_command, read_create
@@ -18,9 +19,14 @@ from sojourn.runtime.settings import Settings
 from sojourn.runtime.stores.memory import MemoryCatalog, MemoryObjects
 
 from ..support.faulty import FaultyJournal
-from ..support.wait import await_until
+from ..support.wait import await_until, wait_until
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @define(eq=False)
@@ -141,3 +147,28 @@ async def test_a_part_of_the_runtime_that_runs_needs_no_release() -> None:
         assert runtime.release_child("catalog") is False
         with pytest.raises(ValueError, match="there are commit, kernel"):
             runtime.release_child("mirrors")
+
+
+class Hanging:
+    """Its one turn lasts until it is noticed."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+
+    def receive(self, message: str) -> None:
+        wait_until(lambda: self.runtime.statistics().stalls.total)
+
+    def close_slot(self) -> None: ...
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # SQLite's driver is asyncio's
+async def test_a_runtime_of_its_own_folder_names_a_turn_that_stalls(tmp_path: Path) -> None:
+    async def start(_context: ActorContext) -> Actor:
+        return Hanging(runtime)
+
+    async with Runtime.open(Settings(data_dir=tmp_path, mirror="none")) as runtime:
+        runtime._kernel.spawn("hanging", ActorSpec(start=start))
+        await runtime._kernel.ask("hanging", "x", runtime._park())
+        (stall, *_) = runtime.statistics().stalls.recent
+    assert (stall.actor_id, stall.message) == ("hanging", "str")
+    assert any("Hanging.receive" in line for line in stall.stack)
