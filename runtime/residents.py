@@ -15,7 +15,7 @@ from attrs import frozen
 from ..actors.kernel.actor import Cell
 from ..actors.kernel.park import Gate
 from ..actors.kernel.scheduler import Kernel
-from ..actors.session.actor import SessionActor, SetAsideActor
+from ..actors.session.model import SessionState
 
 # The states are measured so often: between two measurements they grow by what comes in meanwhile.
 MEASURE_EVERY_S = 10.0
@@ -155,9 +155,9 @@ def _slices(cells: list[Cell]) -> Iterator[list[Cell]]:
 
 
 def _is_session(cell: Cell) -> bool:
-    return isinstance(cell.actor, SessionActor | SetAsideActor)
+    return isinstance(getattr(cell.actor, "state", None), SessionState)
 
 
 def _state_bytes(cell: Cell) -> int:
-    actor = cell.actor
-    return actor.state.size_bytes if isinstance(actor, SessionActor | SetAsideActor) else 0
+    state = getattr(cell.actor, "state", None)  # of whatever kind of actor a session has
+    return state.size_bytes if isinstance(state, SessionState) else 0
