@@ -17,7 +17,7 @@ from sojourn.runtime.settings import Settings
 from sojourn.runtime.stores.memory import MemoryCatalog, MemoryObjects
 
 from ..support.faulty import FaultyJournal
-from ..support.virtual import virtual
+from ..support.jumping import virtual
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ from anyio.abc import TaskGroup
 from sojourn.actors.kernel.restart import Intensity, Restart
 from sojourn.actors.kernel.supervisor import ChildSpec, Run, Strategy, Supervisor
 
-from ..support.virtual import virtual
+from ..support.jumping import virtual
 
 pytestmark = pytest.mark.anyio
 

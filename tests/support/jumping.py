@@ -1,4 +1,4 @@
-"""Virtual time on both event loops: it jumps to the next deadline as soon as nothing else is to be done."""
+"""Virtual time on asyncio and on trio: it jumps to the next deadline as soon as nothing else is to be done."""
 
 import asyncio
 import selectors
