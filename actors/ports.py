@@ -264,8 +264,8 @@ class MirrorHead:
 
 @frozen(kw_only=True)
 class MirrorClaim:
-    """What `claim` found: OK, this owner held it already under this epoch; GAP, it does from now on, and what stands here may
-    be anything, or nothing; FENCED, a higher epoch of this owner does; FOREIGN, `owner` does."""
+    """What `claim` found: OK, this owner held it already under this epoch, and has been connected since; GAP, it does from now
+    on, and what stands here may be anything, or nothing; FENCED, a higher epoch of this owner does; FOREIGN, `owner` does."""
 
     answer: MirrorAnswer
     owner: str

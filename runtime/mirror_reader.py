@@ -27,7 +27,7 @@ from .stores.mirror_keys import (
     session_key,
     shard_of,
 )
-from .stores.mirror_redis import READ_DEADLINE_S, in_asyncio, read_entries
+from .stores.mirror_redis import READ_DEADLINE_S, in_asyncio, read_entries, read_head
 from .stores.redis_lane import DEADLINE_S, Servers, pack, unusable_on_trio
 from .stores.redis_live import Subscription, subscribed
 from .stores.redis_server import read_url
@@ -120,11 +120,11 @@ class MirrorReader:
         key, shard = session_key(self._namespace, session_id), shard_of(session_id)
         fields = await self._servers.call(shard, pack("HGETALL", key))
         held: dict[bytes, bytes] = dict(zip(fields[::2], fields[1::2], strict=True))
-        epoch, seq = held.get(EPOCH.encode()), held.get(SEQ.encode())
-        if epoch is None or seq is None:
+        head = read_head(held.get(EPOCH.encode()), held.get(SEQ.encode()))
+        if head is None:
             return await self._moved_away(session_id)
         return LiveSession(
-            head=MirrorHead(epoch=int(epoch), seq=int(seq)),
+            head=head,
             documents={name.decode(): document for name, document in held.items() if name[:1] != b"@"},
         )
 
@@ -205,7 +205,7 @@ class MirrorReader:
     async def _head(self, session_id: str) -> MirrorHead | None:
         key = session_key(self._namespace, session_id)
         epoch, seq = await self._servers.call(shard_of(session_id), pack("HMGET", key, EPOCH, SEQ))
-        return None if epoch is None or seq is None else MirrorHead(epoch=int(epoch), seq=int(seq))
+        return read_head(epoch, seq)
 
     async def _moved_away(self, session_id: str) -> MovedAway | None:
         key = session_key(self._namespace, session_id) + GONE

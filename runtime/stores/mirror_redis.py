@@ -85,6 +85,7 @@ class RedisMirror:
         self._claim_s = claim_s
         self._carried: set[asyncio.Task[Any]] = set()
         self._foreign: set[str] = set()  # these were logged
+        self._connections = 0  # that were made before the last claim
         self._closed = False
 
     @classmethod
@@ -195,8 +196,13 @@ class RedisMirror:
     async def claim(self, owner: str, epoch: int) -> MirrorClaim:
         key = owner_key(self._namespace)
         packed = pack(b"EVALSHA", CLAIM.sha, 1, key, owner, epoch, self._claim_s, self._ttl_s)
-        answer: bytes = await self._carry(self._servers.call(0, packed))
-        return MirrorClaim(answer=ANSWERS[answer[0]], owner=answer[1:].decode(errors="replace") or owner)
+        said: bytes = await self._carry(self._servers.call(0, packed))
+        answer = ANSWERS[said[0]]
+        # Before a new connection the server may have started anew, with an older dump or log and this claim in it.
+        known, self._connections = self._connections, self._servers.connections
+        if answer is MirrorAnswer.OK and known != self._connections:
+            answer = MirrorAnswer.GAP
+        return MirrorClaim(answer=answer, owner=said[1:].decode(errors="replace") or owner)
 
     async def epoch(self) -> int:
         key = owner_key(self._namespace)
@@ -355,7 +361,7 @@ class RedisMirror:
 
     async def _head(self, shard: int, key: str) -> MirrorHead | None:
         epoch, seq = await self._readers.call(shard, pack("HMGET", key, EPOCH, SEQ))
-        return None if epoch is None or seq is None else MirrorHead(epoch=int(epoch), seq=int(seq))
+        return read_head(epoch, seq)
 
     async def _add_heads(self, found: dict[str, MirrorHead], page: set[str]) -> None:
         session_ids = sorted(page)
@@ -390,6 +396,13 @@ def in_asyncio() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def read_head(epoch: bytes | None, seq: bytes | None) -> MirrorHead | None:
+    """None where there is none, or somebody left something else in its place."""
+    if epoch is None or seq is None or not (epoch.isdigit() and seq.isdigit()):
+        return None
+    return MirrorHead(epoch=int(epoch), seq=int(seq))
 
 
 def read_entries(entries: list[Any]) -> list[tuple[int, bytes]]:

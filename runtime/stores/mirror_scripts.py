@@ -37,7 +37,8 @@ class Script:
         return hashlib.sha1(self.body, usedforsecurity=False).hexdigest().encode()
 
 
-# `find`: a session's epoch, seq and day, or nil; and whether something that is not ours stands in its place.
+# `find`: a session's epoch, seq, day and the first event that has to be in its stream, or nil; and whether something that is
+# not ours stands in its place.
 _PRELUDE = b"""#!lua
 local function foreign(reply)
   if type(reply) ~= 'table' or not reply.err then return false end
@@ -45,7 +46,7 @@ local function foreign(reply)
   error(reply)
 end
 local function find(key)
-  local head = redis.pcall('HMGET', key, '@epoch', '@seq', '@kept')
+  local head = redis.pcall('HMGET', key, '@epoch', '@seq', '@kept', '@first')
   if foreign(head) then return nil, true end
   if head[1] then return head, false end
   local stream = redis.call('TYPE', key .. ':events').ok
@@ -69,6 +70,14 @@ local UNPACK_MAX = 4000
 local answers, at, ttl = {}, 2, ARGV[1]
 local today = string.format('%d', math.floor(tonumber(redis.call('TIME')[1]) / 86400))
 
+-- Whether the stream holds less than it has to. With news it is looked at for every 64th event: it costs a tenth of a commit.
+local function lacks(key, head, seq, first, last)
+  local from = tonumber(head[4])
+  if not from or (seq < last and math.floor(last / 64) == math.floor((first - 1) / 64)) then return false end
+  local held = redis.pcall('XLEN', key .. ':events')
+  return type(held) == 'number' and held ~= seq - from + 1
+end
+
 local function judge(key, kind, forced, epoch, first, last)
   local head, taken = find(key)
   if taken then return 'x' end
@@ -84,13 +93,13 @@ local function judge(key, kind, forced, epoch, first, last)
   local its, seq = tonumber(head[1]) or 0, tonumber(head[2]) or 0
   if epoch < its and not forced then return 'f' end
   if kind == 'i' then
-    if epoch == its and seq == last then return 'd' end
-    if first ~= seq + 1 then return 'g' end
+    if epoch == its and seq == last then return lacks(key, head, seq, first, last) and 'g' or 'd' end
+    if first ~= seq + 1 or lacks(key, head, seq, first, last) then return 'g' end
   else
     local stream = redis.call('TYPE', key .. ':events').ok
     if stream ~= 'none' and stream ~= 'stream' then return 'x' end
   end
-  return 'o', head[3]
+  return 'o', head
 end
 
 local function replace(key, stream, kind, from)
@@ -113,9 +122,9 @@ for i, key in ipairs(KEYS) do
   local fields = events + count
   local gone = fields + ARGV[at + 5]
   local next_at = gone + ARGV[at + 6]
-  local answer, kept = judge(key, kind, kind ~= ARGV[at], epoch, tonumber(ARGV[at + 2]), last)
+  local answer, head = judge(key, kind, kind ~= ARGV[at], epoch, tonumber(ARGV[at + 2]), last)
   if answer == 'o' and kind ~= 'i' then
-    answer, kept = replace(key, stream, kind, gone), nil
+    answer, head = replace(key, stream, kind, gone), nil
   end
   if answer == 'o' then
     for n = 0, count - 1 do
@@ -138,7 +147,10 @@ for i, key in ipairs(KEYS) do
         redis.call('HDEL', key, unpack(ARGV, from, math.min(next_at, from + UNPACK_MAX) - 1))
       end
     end
-    if kept ~= today then
+    if kind ~= 'i' or not head then
+      redis.call('HSET', key, '@first', string.format('%d', last + 1 - (kind == 's' and tonumber(ARGV[gone + 2]) or count)))
+    end
+    if not head or head[3] ~= today then
       redis.call('EXPIRE', key, ttl)
       -- Where there is no stream yet, it has to be given its time once it is there.
       if redis.call('EXPIRE', stream, ttl) == 1 then
@@ -188,6 +200,8 @@ if redis.call('XLEN', stream) == 0 then
   redis.call('UNLINK', stream)
   redis.call('HDEL', key, '@kept')
 end
+local first = math.min(tonumber(ARGV[2]), (tonumber(head[2]) or 0) + 1)
+if first > (tonumber(head[4]) or 0) then redis.call('HSET', key, '@first', string.format('%d', first)) end
 return 'o'
 """
 )

@@ -88,6 +88,7 @@ class Lane:
         self._connection: AbstractConnection | None = None
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self.connections = 0  # so many were made
 
     async def call(self, packed: bytes) -> Any:
         """The answer. Raises the driver's errors as they are, and NotOpen."""
@@ -168,6 +169,7 @@ class Lane:
                     await connection.send_packed_command(loads, check_health=False)
                     for _ in self._scripts:
                         await connection.read_response()
+            self.connections += 1
         return self._connection
 
     async def _drop(self) -> None:
@@ -276,6 +278,11 @@ class Servers:
     @property
     def clustered(self) -> bool:
         return bool(self._homes)
+
+    @property
+    def connections(self) -> int:
+        """How many connections were made; a server may have started anew, with less, before each."""
+        return sum(lane.connections for lane in (self._first, *self._lanes.values()))
 
     def home(self, shard: int) -> Address:
         """The node that holds a shard, as far as is known."""

@@ -130,6 +130,60 @@ async def test_what_is_no_namespace_is_refused(namespace: str) -> None:
         await RedisMirror.open("unix:///nowhere", namespace=namespace)
 
 
+# -- what somebody else did ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("DEL",), ("XDEL", "5-0"), ("XDEL", "7-0"), ("XTRIM", "MAXLEN", 2)],
+    ids=lambda command: " ".join(map(str, command)),
+)
+async def test_a_stream_that_lacks_entries_is_seen_by_who_asks_and_by_every_64th_event(
+    server: Server, mirror: RedisMirror, command: tuple[Any, ...]
+) -> None:
+    await mirror.apply([update(1, 3), update(4, 7)])
+    assert await mirror.trim("a", 1, 3) is OK
+    assert await mirror.apply([update(8, 7)]) == [DUP]
+    name, *arguments = command
+    server.run(name, f"{KEY}:events", *arguments)
+    assert await mirror.apply([update(8, 7)]) == [GAP]
+    assert await mirror.apply([update(8, 63)]) == [OK]
+    assert await mirror.apply([update(64, 64)]) == [GAP]
+    assert await mirror.apply([update(1, 64, whole=True), update(65, 65), update(66, 65)]) == [OK, OK, DUP]
+
+
+@pytest.mark.parametrize("upto_seq", [0, 3, 7, 100])
+async def test_a_trimmed_stream_lacks_nothing(mirror: RedisMirror, upto_seq: int) -> None:
+    await mirror.apply([update(1, 7)])
+    assert await mirror.trim("a", 1, upto_seq) is OK
+    assert await mirror.apply([update(8, 7), update(8, 130), update(131, 130)]) == [DUP, OK, DUP]
+
+
+@pytest.mark.parametrize("field", ["@epoch", "@seq"])
+async def test_a_head_that_is_no_number_is_none_and_is_sent_whole(
+    server: Server, mirror: RedisMirror, field: str
+) -> None:
+    await mirror.apply([update(1, 7)])
+    server.run("HSET", KEY, field, "x")
+    assert await mirror.head("a") is None
+    assert await mirror.apply([update(1, 8, whole=True)]) == [OK]
+    assert await mirror.head("a") == MirrorHead(epoch=1, seq=8)
+
+
+async def test_a_claim_after_another_connection_says_that_anything_may_stand_there(
+    server: Server, mirror: RedisMirror
+) -> None:
+    assert (await mirror.claim("me", 1)).answer is GAP
+    assert (await mirror.claim("me", 1)).answer is OK
+    server.run("SAVE")
+    await mirror.apply([update(1)])
+    server.kill()
+    server.start()
+    await mirror.apply([update(1, session_id="b")])
+    assert (await mirror.claim("me", 1)).answer is GAP
+    assert (await mirror.claim("me", 1)).answer is OK
+
+
 # -- settings that cannot be ---------------------------------------------------------------------------------------
 
 
