@@ -36,7 +36,7 @@ from .reserve import Reserve
 log = structlog.get_logger("sojourn.journal")
 
 READ_BYTES_MAX = 1024 * 1024  # in one hop to the owner thread: a long read must not hold up a commit
-READ_RECORDS_MAX = 256
+READ_RECORDS_MAX = 64  # some 2 ms: reads of several sessions may stand before a commit
 RELEASE_SESSIONS_MAX = 1024
 
 
