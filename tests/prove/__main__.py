@@ -1,6 +1,7 @@
 """`python -m tests.prove [NAME...]`: runs proofs and writes `prove/NAME.json`. Exit code 1 where one does not hold.
 
-KILLS, SEED, PAIRS, SESSIONS and MINUTES in the environment set how much; without SEED one is drawn, and printed.
+KILLS, SEED, PAIRS, SESSIONS and MINUTES in the environment set how much, and each proof names what else; without SEED one is
+drawn, and printed.
 """
 
 import importlib

@@ -197,7 +197,7 @@ async def _prove(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]
                 complete = {"type": "session.complete", "outcome": "passed"}
                 await client.post(f"{world.url}/sessions/{reporter.session_id}/commands", json=complete)
             await asyncio.wait_for(asyncio.gather(*watching), DEADLINE_S)
-            checked = [await _check(world, reporter) for reporter in reporters]
+            checked = [await check(world, reporter) for reporter in reporters]
     figures = {
         "kills": done,
         "sessions": SESSIONS,
@@ -225,7 +225,7 @@ def _raise_ended(tasks: list["asyncio.Task[None]"]) -> None:
             task.result()
 
 
-async def _check(world: World, reporter: Reporter) -> dict[str, int]:
+async def check(world: World, reporter: Reporter) -> dict[str, int]:
     """What the server holds of a session, against what its reporter was told."""
     answer = await world.client.get(
         f"{world.url}/sessions/{reporter.session_id}/events?limit=10000",

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -94,14 +94,22 @@ class Server:
 
     def run(self, *command: Any) -> Any:
         """One command, by a connection of its own; an error is returned."""
+        return self.run_all([command])[0]
+
+    def run_all(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """The same of several, sent together."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(10)
             connection.connect(str(self.socket_path))
-            connection.sendall(hiredis.pack_command(command))
+            connection.sendall(b"".join(hiredis.pack_command(tuple(command)) for command in commands))
             reader = hiredis.Reader()
-            while (answer := reader.gets()) is False:
-                reader.feed(connection.recv(65_536))
-            return answer
+            answers: list[Any] = []
+            while len(answers) < len(commands):
+                while (answer := reader.gets()) is not False:
+                    answers.append(answer)
+                if len(answers) < len(commands):
+                    reader.feed(connection.recv(65_536))
+            return answers
 
     def info(self, name: str) -> str:
         """A field of INFO all."""
