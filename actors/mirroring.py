@@ -588,7 +588,8 @@ class MirrorWriter:
         claim = await mirror.claim(self._owner, self._epoch)
         if claim.answer is MirrorAnswer.FENCED:
             raise StaleEpoch(
-                f"epoch {self._epoch} is fenced: a later process on this data folder writes the mirror; stop this one"
+                f"epoch {self._epoch} is fenced: a later process on this data folder writes the mirror, or this folder was lost or "
+                "put back while the mirror could not be asked; where no other process runs, start this one again"
             )
         if claim.answer is MirrorAnswer.FOREIGN:
             raise UnusableMirror(
