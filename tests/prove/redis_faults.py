@@ -32,7 +32,6 @@ from ..support.proxy import proxied
 from ..support.redis import Server, serving
 from ..support.redis_faults import for_s
 
-DURABLE, MIRRORED, IDLE = 180, 20, 20
 LEVEL_S_MAX = 5.0
 GAP_MS_MAX = 100.0
 GROWTH_MIB_MAX = 256.0
@@ -67,32 +66,39 @@ class Suffered:
 class Scale:
     """How much: reporters, and how long things last."""
 
-    durable: int = DURABLE
-    mirrored: int = MIRRORED
-    idle: int = IDLE
+    durable: int
+    mirrored: int
+    idle: int
     load_s: float = 0.5
+
+    @property
+    def sessions(self) -> int:
+        return self.durable + self.mirrored + self.idle
 
 
 def prove(rng: random.Random) -> dict[str, Any]:
-    """KILLS kills (50), one stop of PAUSE_S (30 s), the other faults RUNS times (5); SERVER is valkey (default) or redis."""
+    """KILLS kills (50), one stop of PAUSE_S (30 s), the other faults RUNS times (5), under SESSIONS (200) of which a tenth asks
+    for `mirrored`, and a tenth more that say little; SERVER is valkey (default) or redis."""
+    sessions = int(os.environ.get("SESSIONS") or 200)
+    scale = Scale(sessions - sessions // 10, sessions // 10, sessions // 10)
     kills, runs = int(os.environ.get("KILLS") or 50), int(os.environ.get("RUNS") or 5)
     pause_s = float(os.environ.get("PAUSE_S") or 30)
     name = os.environ.get("SERVER") or "valkey"
     configure_logging(level="error")
     tune_process()
     with tempfile.TemporaryDirectory(prefix="sojourn-prove-") as folder:
-        return asyncio.run(_prove(Path(folder), name, kills, runs, pause_s, rng))
+        return asyncio.run(_prove(Path(folder), name, scale, kills, runs, pause_s, rng))
 
 
 async def _prove(
-    folder: Path, name: str, kills: int, runs: int, pause_s: float, rng: random.Random
+    folder: Path, name: str, scale: Scale, kills: int, runs: int, pause_s: float, rng: random.Random
 ) -> dict[str, Any]:
     suffered: list[Suffered] = []
     wrong: list[str] = []
     # `fdatasync` of the append-only file once a second is what servers are run with.
     with serving(name, settings={"appendfsync": "everysec"}) as server:
         there = server_faults(server, kills, runs, pause_s, rng)
-        wrong += await suffer(folder / "server", server.unix, server, there, suffered, rng)
+        wrong += await suffer(folder / "server", server.unix, server, there, suffered, rng, scale)
         async with proxied(server.socket_path) as proxy:
             server.run("FLUSHALL")
             between = [
@@ -107,8 +113,8 @@ async def _prove(
                     faults.refused(proxy, for_s(2.0)),
                 )
             ]
-            wrong += await suffer(folder / "network", proxy.url, server, between, suffered, rng)
-    return judged(name, suffered, wrong)
+            wrong += await suffer(folder / "network", proxy.url, server, between, suffered, rng, scale)
+    return judged(name, scale, suffered, wrong)
 
 
 def server_faults(
@@ -138,7 +144,7 @@ async def suffer(
     befall: Iterable[faults.Fault],
     suffered: list[Suffered],
     rng: random.Random,
-    scale: Scale = Scale(),
+    scale: Scale,
 ) -> list[str]:
     """A runtime and its fleet, through these faults one by one. Answers what was wrong apart from what each fault tells."""
     settings = Settings(data_dir=folder / "data", mirror=url)
@@ -217,14 +223,14 @@ async def _reopened(data_dir: Path, fleet: Fleet) -> list[str]:
     return wrong
 
 
-def judged(server: str, suffered: list[Suffered], wrong: list[str]) -> dict[str, Any]:
+def judged(server: str, scale: Scale, suffered: list[Suffered], wrong: list[str]) -> dict[str, Any]:
     kinds: dict[str, list[Suffered]] = {}
     for one in suffered:
         kinds.setdefault(one.name, []).append(one)
     struck = [one for one in suffered if one.name != "none"]
     figures: dict[str, Any] = {
         "server": server,
-        "sessions": DURABLE + MIRRORED + IDLE,
+        "sessions": scale.sessions,
         "faults": len(struck),
         "acknowledged": sum(one.acknowledged for one in suffered),
         "gap_ms_p99": percentile([one.gap_ms for one in struck], 0.99),

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 from attrs import define, field
 
-from sojourn.actors.errors import DurabilityUnavailable, StoreError
+from sojourn.actors.errors import DeadlineExceeded, DurabilityUnavailable, StoreError
 from sojourn.actors.ports import Mirror
 from sojourn.actors.session.codec import decode_event
 from sojourn.actors.session.commands import AppendLog, Command, RecordResult, ReportProgress, SourceCause
@@ -142,8 +142,8 @@ class Fleet:
             same without the time in which this thread was ready and got no processor.
         losses: how often the server was made to forget something.
         unseen: answers `mirrored` for what the server did not have, though nothing was taken from it meanwhile.
-        impossible: answers `mirrored` for what was asked and answered while the server answered nobody; and refusals of
-            what was not even durable, other than they said.
+        impossible: answers `mirrored` for what was asked and answered while the server answered nobody; and what was not
+            even durable when its mirroring was refused or late.
     """
 
     runtime: Runtime
@@ -192,23 +192,32 @@ class Fleet:
             self.slowest_refusal_s = max(self.slowest_refusal_s, time.monotonic() - asked_at_s)
             if error.reached != Ack.DURABLE.value:
                 raise  # it was to be done
-            again = await self.runtime.ask(session_id, command)
-            if not again.duplicate:
-                self.impossible.append(f"{session_id} {again.seq} was said to be durable, and was not there")
-            return again.seq
+            return await self._done_before(session_id, command)
+        except DeadlineExceeded:
+            self.counts["late"] += 1
+            return await self._done_before(session_id, command)
         self.counts["mirrored"] += 1
         if self.away_since_s is not None and asked_at_s > self.away_since_s:
             self.impossible.append(f"{session_id} {seq}")
         await self._confirm(session_id, seq, losses)
         return seq
 
+    async def _done_before(self, session_id: str, command: Command) -> int:
+        again = await self.runtime.ask(session_id, command)
+        if not again.duplicate:
+            self.impossible.append(f"{session_id} {again.seq} had to be durable, and was not there")
+        return again.seq
+
     async def _confirm(self, session_id: str, seq: int, losses: int) -> None:
-        try:
-            async with asyncio.timeout(CONFIRM_S):
-                head = await self.witness.head(session_id)
-        except (TimeoutError, StoreError):
-            self.counts["not_confirmed"] += 1
-            return
+        """Looks until the server answers; what a fault may have taken from it meanwhile is counted apart."""
+        head = None
+        while losses == self.losses:
+            try:
+                async with asyncio.timeout(CONFIRM_S):
+                    head = await self.witness.head(session_id)
+                break
+            except (TimeoutError, StoreError):
+                await asyncio.sleep(LOOK_EVERY_S)
         if head is not None and head.seq >= seq:
             self.counts["confirmed"] += 1
         elif losses != self.losses:
@@ -309,30 +318,32 @@ class Fleet:
             return False
         return all(isinstance(one, bytes) and int(one) >= seq for one, seq in zip(found, seqs, strict=True))
 
-    async def level(self, within_s: float = PATIENCE_S) -> list[str]:
-        """What the mirror says otherwise than the history of resting sessions: nothing, or what is left after that time."""
-        return await self.level_of(list(self.shadows), time.monotonic() + within_s)
+    async def level(self, within_s: float = PATIENCE_S, *, passivated: bool = False) -> list[str]:
+        """What the mirror says otherwise than the history of resting sessions: nothing, or what is left after that time. Of
+        those that are passivated it need not have the events."""
+        return await self.level_of(list(self.shadows), time.monotonic() + within_s, passivated=passivated)
 
-    async def level_of(self, session_ids: Sequence[str], until_s: float) -> list[str]:
+    async def level_of(
+        self, session_ids: Sequence[str], until_s: float, *, passivated: bool = False
+    ) -> list[str]:
         """The same of these sessions, until a moment of the monotonic clock."""
+        epoch = None if passivated else self.runtime.epoch
         left = list(session_ids)
         for session_id in left:
             await self.shadows[session_id].catch_up(self.runtime)
         while True:
             found = {}
             for session_id in left:
-                if (difference := await self._difference(session_id)) is not None:
+                if (difference := await self._difference(session_id, epoch)) is not None:
                     found[session_id] = difference
             left = list(found)
             if not found or time.monotonic() > until_s:
                 return [f"{session_id}: {difference}" for session_id, difference in found.items()]
             await asyncio.sleep(LOOK_EVERY_S)
 
-    async def _difference(self, session_id: str) -> str | None:
+    async def _difference(self, session_id: str, epoch: int | None) -> str | None:
         try:
-            return await difference(
-                self.runtime, self.witness, self.shadows[session_id].state, epoch=self.runtime.epoch
-            )
+            return await difference(self.runtime, self.witness, self.shadows[session_id].state, epoch=epoch)
         except StoreError as error:
             return str(error)
 
