@@ -293,6 +293,8 @@ def _launch(folder: Path, binary: Path, memory_bytes_max: int, lock: int) -> "su
         "loglevel": "warning",
         "maxmemory": str(memory_bytes_max),
         "maxmemory-policy": "noeviction",
+        # A session's documents are some 100 bytes each; above the default of 64 a field costs 40 to 70 bytes more.
+        "hash-max-listpack-value": "512",
     }
     command = [str(binary), *(part for name, value in settings.items() for part in (f"--{name}", value))]
     try:
