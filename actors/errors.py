@@ -159,6 +159,18 @@ class LimitReached(Rejected):
         self.limit = limit
 
 
+class NoSuchTimer(Rejected):
+    """The session has no timer of this key: it has fired, was cancelled, or was never set."""
+
+    code = "no_such_timer"
+    pointer = "/key"
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"the session has no timer {key!r}: it has fired, was cancelled, or was never set; its state lists those it has"
+        )
+
+
 class MailboxFull(CallerError):
     """The session has more queued than it may; nothing was taken. Send it again after `retry_after_s`."""
 

@@ -140,7 +140,8 @@ TIERS = ("active", "recent", "archive")  # where a session's data lies, in the o
 @frozen(kw_only=True)
 class CatalogRow:
     """A session as lists show it, at `seq`. `record` is its public record as canonical JSON, without what a reader
-    computes (`lost`, `last_sign_at`, `storage.active`); the other fields are what lists filter and sort by."""
+    computes (`lost`, `last_sign_at`, `storage.active`); the other fields are what lists filter and sort by, and
+    `next_due_at`, when its next timer is due (None: none will be)."""
 
     session_id: str
     seq: int
@@ -154,6 +155,7 @@ class CatalogRow:
     created_at: datetime
     updated_at: datetime
     record: bytes
+    next_due_at: datetime | None = None
 
 
 @frozen(kw_only=True)
@@ -182,6 +184,13 @@ class Catalog(Protocol):
 
     async def in_tier(self, tier: str, *, updated_before: datetime, limit: int) -> list[str]:
         """Ids of the sessions of a tier that were last changed before then, the longest unchanged first."""
+        ...
+
+    async def due(
+        self, *, before: datetime, after: tuple[datetime, str] | None, limit: int
+    ) -> list[tuple[datetime, str]]:
+        """(next_due_at, session_id) of the sessions with a timer that is due before then, the first due first, above `after`
+        where given. The cost does not grow with the sessions that are not among them."""
         ...
 
     async def get(self, session_id: str) -> CatalogRow | None: ...

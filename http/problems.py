@@ -80,6 +80,7 @@ PROBLEMS: dict[type[SojournError], tuple[int, str]] = {
     errors.LimitReached: (422, "A limit of the session is reached"),
     errors.MailboxFull: (429, "The session has too much queued"),
     errors.NoSuchSession: (404, "No such session"),
+    errors.NoSuchTimer: (409, "No such timer"),
     errors.NotSealed: (409, "The session is not sealed yet"),
     errors.NotOpen: (503, "The runtime is not open"),
     errors.OutOfOrder: (409, "Not the source's next number"),

@@ -52,6 +52,6 @@ class Presence:
         now = self._clock.now()
         last_sign_at = record["updated_at"]
         if record["ended_at"] is None:
-            silent = timedelta(seconds=self.silent_s(record["session_id"]))
-            last_sign_at = max(last_sign_at, now - silent)
+            # Not its last event: a timer that fires is no sign of life.
+            last_sign_at = now - timedelta(seconds=self.silent_s(record["session_id"]))
         return complete_record(record, now=now, last_sign_at=last_sign_at, owner_alive=True, missing=missing)

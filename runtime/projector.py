@@ -123,6 +123,7 @@ def catalog_row(record: dict[str, Any]) -> CatalogRow:
         created_at=record["created_at"],
         updated_at=record["updated_at"],
         record=encode_record(record),
+        next_due_at=record["next_due_at"],
     )
 
 

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -47,6 +48,8 @@ from ..actors.session.actor import (
     SessionActor,
     SetAsideActor,
     Surroundings,
+    Tick,
+    Ticked,
     read_both,
     read_copy,
     read_record,
@@ -85,6 +88,7 @@ from .shelves import ACTIVE, Shelves
 from .snapshots import Snapshotter
 from .stalls import StallStatistics, StallWatch
 from .tiering import Tiering, archive_place, look_every_s
+from .timers import Timekeeper, TimerStatistics
 from .tree import runtime_tree
 
 if TYPE_CHECKING:
@@ -115,6 +119,7 @@ class RuntimeStatistics:
     mirror: MirrorStatistics | None
     memory: MemoryStatistics
     stalls: StallStatistics
+    timers: TimerStatistics
 
 
 class Runtime:
@@ -164,7 +169,7 @@ class Runtime:
             before_step=self._read_clock,
         )
         self._hub = LiveHub(stores.journal, self._history)
-        self._projector = CatalogProjector(stores.catalog, self._stored_record)
+        self._projector = CatalogProjector(stores.catalog, self._record_to_list)
         self._snapshotter = Snapshotter(
             journal=stores.journal,
             shelves=shelves,
@@ -224,6 +229,13 @@ class Runtime:
             sessions_max=settings.sessions_in_memory_max,
             states_bytes_max=settings.states_in_memory_bytes_max,
         )
+        self._timekeeper = Timekeeper(
+            catalog=stores.catalog,
+            clock=clock,
+            level=self._projector.flush,
+            tick=self._tick,
+            hindered=lambda: self._writer.refusing is not None,
+        )
         self._tree: Supervisor = runtime_tree(
             commit=self._writer.run,
             kernel=Driver(self._kernel).run,
@@ -234,6 +246,7 @@ class Runtime:
             abandoning=self._abandoner.run,
             mirror=self._mirror.run if self._mirror is not None else None,
             mirror_server=place.watch if place is not None and place.private else None,
+            timers=self._timekeeper.run,
         )
         self._stalls = StallWatch(self._kernel, settings.stall_s)
 
@@ -294,6 +307,7 @@ class Runtime:
                 await started.wait()
                 await runtime._catch_up_catalog()
                 runtime.is_open = True
+                runtime._timekeeper.open()
                 runtime._kernel.tell_or_bury(TIERING, Look(sweep=True))
                 try:
                     yield runtime
@@ -602,6 +616,7 @@ class Runtime:
             mirror=self.mirror_statistics(),
             memory=self._residents.statistics(),
             stalls=self._stalls.statistics(),
+            timers=self._timekeeper.statistics(),
         )
 
     async def overview(self, *, sessions_max: int = 50) -> Overview:
@@ -720,6 +735,9 @@ class Runtime:
         self._compactor.notice()
         if self._mirror is not None:
             self._mirror.offer(records)
+        if due := self._around.due:
+            self._timekeeper.note(due)
+            due.clear()
 
     def _epoch_mark(self) -> Record:
         return Record("", 0, 0, self.epoch, b"", RecordKind.EPOCH)
@@ -730,6 +748,28 @@ class Runtime:
         self._projector.mark([id_ for id_, seq in heads.items() if rows.get(id_, 0) < seq])
         # Where the catalog is ahead, the journal has lost its end.
         self._behind.update({id_: seq for id_, seq in rows.items() if id_ in heads and heads[id_] < seq})
+
+    async def _record_to_list(self, session_id: str) -> dict[str, Any] | None:
+        """See `_stored_record`."""
+        record = await self._stored_record(session_id)
+        if record is not None and record["next_due_at"] is not None:
+            self._timekeeper.note({session_id: record["next_due_at"]})
+        return record
+
+    async def _tick(self, session_id: str) -> datetime | None:
+        """The session fires what is due; one that was brought into memory for that leaves it again. A control message: what is
+        queued does not keep a time limit from being kept. Returns when it wants to be asked next."""
+        if session_id not in self._journal.heads():
+            return None
+        was_away = session_id not in self._kernel.cells
+        ticked: Ticked = await self._kernel.ask(
+            session_id, Tick(), self._park(), deadline_s=self.settings.ask_deadline_s, control=True
+        )
+        if ticked.ended:
+            self._ended(session_id, Ended(session_id))
+        if was_away and self._kernel.passivate(session_id):
+            self._snapshotter.forget(session_id)
+        return ticked.next_due_at
 
     async def _stored_record(self, session_id: str) -> dict[str, Any] | None:
         """For the catalog. A session that is not in memory is read without bringing it there. One that was handed over has

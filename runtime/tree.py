@@ -8,6 +8,7 @@
       compaction   events leave the bounded journal for segments
       passivation  idle sessions leave memory
       abandoning   sessions that nobody was heard of for too long are ended
+      timers       sessions whose timers are due are woken
       mirror       where there is one: keeps it level, and the private server running
 
 A child that fails takes those below it along, since they stand on it; sessions and their mailboxes belong to the kernel's
@@ -28,6 +29,7 @@ def runtime_tree(
     compaction: Run,
     passivation: Run,
     abandoning: Run,
+    timers: Run,
     mirror: Run | None = None,
     mirror_server: Run | None = None,
 ) -> Supervisor:
@@ -46,6 +48,7 @@ def runtime_tree(
             ChildSpec(child_id="compaction", run=compaction),
             ChildSpec(child_id="passivation", run=passivation),
             ChildSpec(child_id="abandoning", run=abandoning),
+            ChildSpec(child_id="timers", run=timers),
             # Last: nothing stands on them.
             *[child for child in mirrors if child is not None],
         ],

@@ -4,24 +4,28 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from ..errors import CallerError, SetAside
 from ..ports import Record
 from .codec import encode_events, public_state
-from .commands import HISTORY_LOST, Command, Event, HistoryLost
+from .commands import HISTORY_LOST, TIMER_FIRED, Command, Event, HistoryLost
 from .core import abandon, answer_seq, apply, decide
 from .documents import apply_touching, documents_named
 from .model import Limits, SessionState, SourceMark
 from .record import public_record
+from .timers import next_due_at, tick
 
 
 @define(kw_only=True)
 class Surroundings:
     """What all sessions of a runtime share. `now` is the wall clock (aware UTC), read once a step of the kernel: all events
     of a step share their time, and a reading a turn would cost a tenth of it. `mirrored`: records carry the documents that
-    their events touched."""
+    their events touched. `due`
+    gathers which sessions have timers, and when the next one is due, for whoever wakes them: a hint, which may stand there
+    before its slot is committed."""
 
+    due: dict[str, datetime] = field(factory=dict)
     epoch: int
     limits: Limits
     now: datetime
@@ -69,6 +73,20 @@ class GiveUp:
     reason: str
 
 
+@frozen
+class Tick:
+    """A moment has come: the session's timers that are due fire. Answered by Ticked, also where nothing is due."""
+
+
+@define
+class Ticked:
+    """How many timers fired, whether one of them ended the session, and when the next one is due (None: none will be)."""
+
+    fired: int
+    ended: bool
+    next_due_at: datetime | None
+
+
 class SessionActor:
     """See kernel.actor.Actor."""
 
@@ -80,7 +98,7 @@ class SessionActor:
         self._events: list[Event] = []
         self._touched: set[str] | None = set() if around.mirrored else None
 
-    def receive(self, message: Command | Batch | Read | AcceptLoss | GiveUp) -> Any:
+    def receive(self, message: Command | Batch | Read | AcceptLoss | GiveUp | Tick) -> Any:
         """Answers Done to a command, a list of Done or CallerError to a batch, what `look` returns to a read."""
         if type(message) is Command:
             state, around = self.state, self._around
@@ -102,6 +120,8 @@ class SessionActor:
             return self._forgo(message)
         if isinstance(message, GiveUp):
             return self._end(message)
+        if isinstance(message, Tick):
+            return self._tick()
         assert isinstance(message, Read)
         return message.look(self.state)
 
@@ -124,6 +144,14 @@ class SessionActor:
         self._events.append(event)
         return Done(state.seq)
 
+    def _tick(self) -> Ticked:
+        state, around = self.state, self._around
+        events = tick(state, around.now)
+        for event in events:
+            self._happens(event)
+        fired = sum(event.type == TIMER_FIRED.event for event in events)
+        return Ticked(fired, len(events) > fired, next_due_at(state))
+
     def _judge(self, command: Command | CallerError) -> Any:
         if isinstance(command, CallerError):
             return command
@@ -138,6 +166,8 @@ class SessionActor:
         if not events:
             return None
         state, count, touched = self.state, len(events), self._touched
+        if state.timers and (due_at := next_due_at(state)) is not None:
+            self._around.due[state.session_id] = due_at
         record = Record(
             state.session_id, state.seq - count + 1, count, self._around.epoch, encode_events(events)
         )
@@ -157,7 +187,7 @@ class SetAsideActor:
         self.state = state
         self.missing = missing
 
-    def receive(self, message: Command | Batch | Read | AcceptLoss | GiveUp) -> Any:
+    def receive(self, message: Command | Batch | Read | AcceptLoss | GiveUp | Tick) -> Any:
         """Answers a read; raises SetAside for the rest."""
         if isinstance(message, Read):
             return message.look(self.state)
@@ -192,6 +222,7 @@ def read_copy() -> Read:
 def copy_state(state: SessionState) -> SessionState:
     """A state that stays as it is while the original goes on."""
     return SessionState(
+        active_clock=state.active_clock,
         commands=state.commands.copy(),
         counters=state.counters.copy(),
         header=state.header,
@@ -203,5 +234,6 @@ def copy_state(state: SessionState) -> SessionState:
         session_id=state.session_id,
         size_bytes=state.size_bytes,
         sources={source: SourceMark(mark.n, mark.seq) for source, mark in state.sources.items()},
+        timers=state.timers.copy(),
         updated_at=state.updated_at,
     )

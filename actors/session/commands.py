@@ -8,7 +8,7 @@ from datetime import datetime
 
 from attrs import define, field, frozen
 
-from .model import ENDED, CaseOutcome, Outcome, Scalar, Status
+from .model import ENDED, CaseOutcome, Outcome, Scalar, Status, TimerAction, TimerClock
 
 
 @frozen(kw_only=True)
@@ -125,6 +125,36 @@ class SampleResources:
 
 
 @frozen(kw_only=True)
+class SetTimer:
+    """The session says when a moment has come: in `after_s` seconds of `clock`, or `at`, and then every `every_s` seconds. It
+    replaces the timer of that key, where there is one. One whose `action` is `fail` ends the session, for that `reason`."""
+
+    action: TimerAction | None = None
+    after_s: float | None = None
+    at: datetime | None = None
+    clock: TimerClock = TimerClock.WALL
+    every_s: float | None = None
+    key: str
+    reason: str | None = None
+
+
+@frozen(kw_only=True)
+class CancelTimer:
+    """The timer of that key is gone."""
+
+    key: str
+
+
+@frozen(kw_only=True)
+class TimerFired:
+    """A timer was due at `due_at`, by the wall clock; so were `missed` earlier moments of a periodic one that were not told."""
+
+    due_at: datetime
+    key: str
+    missed: int = 0
+
+
+@frozen(kw_only=True)
 class HistoryLost:
     """These events are gone, and a person chose to go on without them."""
 
@@ -135,6 +165,7 @@ class HistoryLost:
 Body = (
     Create | Start | Pause | Resume | Complete | Fail | Cancel | Abandon | Seal
     | ReportProgress | RecordResult | AppendLog | SampleResources | HistoryLost
+    | SetTimer | CancelTimer | TimerFired
 )  # fmt: skip
 
 
@@ -214,6 +245,8 @@ KINDS: tuple[Kind, ...] = (
         body=SampleResources,
         legal=_ANY - {Status.CREATED},
     ),
+    Kind(command="timer.set", event="timer.set", body=SetTimer, legal=_OPEN),
+    Kind(command="timer.cancel", event="timer.cancelled", body=CancelTimer, legal=_OPEN),
 )
 # Not a reporter's to ask: the owner makes it happen when a person accepts a loss, in any status, sealed or not.
 HISTORY_LOST = Kind(
@@ -221,7 +254,9 @@ HISTORY_LOST = Kind(
 )
 # Not a reporter's either: the owner makes it happen to a session that shows no sign of life.
 ABANDONED = Kind(command="session.abandon", event="session.abandoned", body=Abandon, legal=_OPEN)
+# Nor this one: the owner asks when a moment has come, and the session itself says which timers are due.
+TIMER_FIRED = Kind(command="timer.tick", event="timer.fired", body=TimerFired, legal=_OPEN)
 KIND_BY_COMMAND = {kind.command: kind for kind in KINDS}
-KIND_BY_EVENT = {kind.event: kind for kind in (*KINDS, HISTORY_LOST, ABANDONED)}
+KIND_BY_EVENT = {kind.event: kind for kind in (*KINDS, HISTORY_LOST, ABANDONED, TIMER_FIRED)}
 ENDING_COMMANDS = frozenset({"session.complete", "session.fail", "session.cancel"})
 ENDING_EVENTS = frozenset({"session.completed", "session.failed", "session.cancelled", ABANDONED.event})

@@ -15,10 +15,23 @@ from ..errors import (
     IllegalInStatus,
     LimitReached,
     NoSuchSession,
+    NoSuchTimer,
     OutOfOrder,
     SessionSealed,
 )
-from .commands import ABANDONED, KINDS, Abandon, Cause, Command, Event, RecordResult, SourceCause
+from . import timers
+from .commands import (
+    ABANDONED,
+    KINDS,
+    Abandon,
+    CancelTimer,
+    Cause,
+    Command,
+    Event,
+    RecordResult,
+    SetTimer,
+    SourceCause,
+)
 from .model import (
     DedupEntry,
     Header,
@@ -88,8 +101,9 @@ def decide(state: SessionState, command: Command, now: datetime, limits: Limits)
             if kind == "session.create":
                 raise AlreadyExists(f"session {state.session_id} exists already")
             raise IllegalInStatus(kind, header.status.value, tuple(sorted(_EVENT_IN[header.status.value])))
-        if kind == "result.record":
-            _check_room(state, command.body, limits)  # type: ignore[arg-type]
+        check = _CHECK.get(kind)
+        if check is not None:
+            check(state, command.body, limits)
     last = state.updated_at
     at = now if last is None or now > last else last
     return (Event(at, cause, command.body, state.seq + 1, event),)
@@ -175,6 +189,24 @@ def _check_room(state: SessionState, body: RecordResult, limits: Limits) -> None
         raise LimitReached("state_bytes_max", limits.state_bytes_max)
 
 
+def _check_timers(state: SessionState, body: SetTimer, limits: Limits) -> None:
+    if body.key not in state.timers and len(state.timers) >= limits.timers_max:
+        raise LimitReached("timers_max", limits.timers_max)
+
+
+def _check_timer(state: SessionState, body: CancelTimer, limits: Limits) -> None:
+    if body.key not in state.timers:
+        raise NoSuchTimer(body.key)
+
+
+# What is legal in the status, and may be refused all the same.
+_CHECK: dict[str, Callable[[SessionState, Any, Limits], None]] = {
+    "result.record": _check_room,
+    "timer.set": _check_timers,
+    "timer.cancel": _check_timer,
+}
+
+
 def _created(state: SessionState, body: Any, event: Event) -> None:
     state.header = Header(
         created_at=event.at,
@@ -189,14 +221,17 @@ def _created(state: SessionState, body: Any, event: Event) -> None:
 
 def _started(state: SessionState, body: Any, event: Event) -> None:
     state.header = evolve(_header(state), status=Status.RUNNING, started_at=event.at)
+    timers.on_running(state, event.at)
 
 
 def _paused(state: SessionState, body: Any, event: Event) -> None:
     state.header = evolve(_header(state), status=Status.PAUSED, reason=body.reason)
+    timers.on_resting(state, event.at)
 
 
 def _resumed(state: SessionState, body: Any, event: Event) -> None:
     state.header = evolve(_header(state), status=Status.RUNNING, reason=None)
+    timers.on_running(state, event.at)
 
 
 def _ended(status: Status) -> Callable[[SessionState, Any, Event], None]:
@@ -209,6 +244,7 @@ def _ended(status: Status) -> Callable[[SessionState, Any, Event], None]:
             outcome=body.outcome,
             reason=body.reason,
         )
+        timers.on_ended(state)
 
     return end
 
@@ -284,4 +320,7 @@ _APPLY: dict[str, Callable[[SessionState, Any, Event], None]] = {
     "log.appended": _log,
     "resource.sampled": _resources,
     "history.lost": _lost,
+    "timer.set": timers.on_set,
+    "timer.cancelled": timers.on_cancelled,
+    "timer.fired": timers.on_fired,
 }

@@ -2,9 +2,11 @@
 
     header, progress, resources, losses      where the session has them
     meta                                     counters, size and time of the last event: every event replaces it
-    results/CASE, sources/NAME, commands/ID  one of each map's
+    active_clock                             while there are timers that count running time
+    results/CASE, sources/NAME, commands/ID, timers/KEY  one of each map's
 
-An event touches a constant number of them, whatever the size of the state.
+An event touches a constant number of them, whatever the size of the state; the end of a session also all of its timers,
+which are few.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +19,19 @@ from attrs import frozen
 
 from ..errors import Damaged
 from .commands import Cause, Event, SourceCause
-from .model import DedupEntry, Header, Limits, Loss, Progress, Resources, Result, SessionState, SourceMark
+from .model import (
+    ActiveClock,
+    DedupEntry,
+    Header,
+    Limits,
+    Loss,
+    Progress,
+    Resources,
+    Result,
+    SessionState,
+    SourceMark,
+    Timer,
+)
 
 _EVICTED_MAX = 3  # commands that one event may push out of the dedup window
 
@@ -35,6 +49,7 @@ class Meta:
 
 # What stands for itself, and what each entry of a map is.
 _SINGLE: dict[str, Any] = {
+    "active_clock": msgspec.json.Decoder(ActiveClock).decode,
     "header": msgspec.json.Decoder(Header).decode,
     "losses": msgspec.json.Decoder(list[Loss]).decode,
     "progress": msgspec.json.Decoder(Progress).decode,
@@ -44,6 +59,7 @@ _MAPS: dict[str, Any] = {
     "commands": msgspec.json.Decoder(DedupEntry).decode,
     "results": msgspec.json.Decoder(Result).decode,
     "sources": msgspec.json.Decoder(SourceMark).decode,
+    "timers": msgspec.json.Decoder(Timer).decode,
 }
 _decode_meta = msgspec.json.Decoder(Meta).decode
 
@@ -54,6 +70,7 @@ _TOUCHED = {
     "progress.reported": "progress",
     "resource.sampled": "resources",
 }
+_OF_TIMERS = frozenset({"timer.set", "timer.cancelled", "timer.fired"})
 
 
 def apply_touching(
@@ -66,6 +83,7 @@ def apply_touching(
     """`core.apply`, and the names of the documents that it replaced or removed are added to `touched`."""
     cause = event.cause
     kind = event.type
+    timers = state.timers
     if type(cause) is SourceCause:
         apply(state, event, limits)
         touched.add(f"sources/{cause.source}")
@@ -79,8 +97,14 @@ def apply_touching(
         apply(state, event, limits)
     if kind == "result.recorded":
         touched.add(f"results/{event.data.case_id}")  # type: ignore[union-attr]
+    elif kind in _OF_TIMERS:
+        touched.update(("active_clock", f"timers/{event.data.key}"))  # type: ignore[union-attr]
     else:
         touched.add(_TOUCHED.get(kind, "header"))
+        if timers and kind.startswith("session."):
+            touched.add("active_clock")
+            if state.timers is not timers:  # it has ended
+                touched.update([f"timers/{key}" for key in timers])
     touched.add("meta")
 
 

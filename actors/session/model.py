@@ -50,6 +50,19 @@ class CaseOutcome(enum.Enum):
     XPASSED = "xpassed"
 
 
+class TimerClock(enum.Enum):
+    """What a timer counts."""
+
+    ACTIVE = "active"  # the time that the session is running
+    WALL = "wall"
+
+
+class TimerAction(enum.Enum):
+    """What a timer does to its session beside saying that it is due."""
+
+    FAIL = "fail"
+
+
 class Ack(enum.Enum):
     """How far a command has come when it is answered (docs/protocol.md). Never downgraded silently."""
 
@@ -67,6 +80,7 @@ class Limits:
     results_max: int = 100_000
     sources_max: int = 4_096
     state_bytes_max: int = 96 * 1024 * 1024
+    timers_max: int = 64
 
 
 @frozen(kw_only=True)
@@ -153,13 +167,38 @@ class Loss:
     last_seq: int
 
 
+@frozen(kw_only=True)
+class Timer:
+    """A timer that waits. `due_at` is what its clock will say: for the clock `active` see `ActiveClock`; `fired` counts how
+    often it was due and said so."""
+
+    action: TimerAction | None
+    clock: TimerClock
+    due_at: datetime
+    every_s: float | None
+    fired: int = 0
+    reason: str | None
+    set_at: datetime
+
+
+@frozen(kw_only=True)
+class ActiveClock:
+    """A clock that goes while the session is running: it says the wall clock's time less `paused_us`, and stands while
+    `stopped_at`, a time of the wall clock, is set."""
+
+    paused_us: int = 0
+    stopped_at: datetime | None
+
+
 @define(eq=False, kw_only=True)
 class SessionState:
     """The fold of a session's events. Only `core.apply` changes it; readers get it between turns, when all of it is durable.
 
-    `commands` is the dedup window, oldest first; `size_bytes` is about what the documents take in memory.
+    `commands` is the dedup window, oldest first; `size_bytes` is about what the documents take in memory. There are an
+    `active_clock` only while there are `timers`, and timers only until the session has ended.
     """
 
+    active_clock: ActiveClock | None = None
     commands: dict[str, DedupEntry] = field(factory=dict)
     counters: dict[str, int] = field(factory=dict)
     header: Header | None = None
@@ -171,6 +210,7 @@ class SessionState:
     session_id: str
     size_bytes: int = 0
     sources: dict[str, SourceMark] = field(factory=dict)
+    timers: dict[str, Timer] = field(factory=dict)
     updated_at: datetime | None = None
 
     @property

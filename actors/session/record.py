@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from .model import CaseOutcome, SessionState
+from .timers import next_due_at
 
 HEARTBEAT_S = 15.0
 LOST_AFTER_S = 2 * HEARTBEAT_S
@@ -31,6 +32,7 @@ def public_record(state: SessionState, *, epoch: int, snapshot_path: str | None 
             for loss in state.losses
         ],
         "metadata": {**header.metadata, "agent_count": 0, "test_plan": header.plan},
+        "next_due_at": next_due_at(state),
         "outcome": header.outcome.value if header.outcome is not None else None,
         "plan": header.plan,
         "progress": progress
@@ -98,7 +100,7 @@ def complete_record(
 
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
-_TIMES = ("created_at", "ended_at", "sealed_at", "started_at", "updated_at")
+_TIMES = ("created_at", "ended_at", "next_due_at", "sealed_at", "started_at", "updated_at")
 
 
 def encode_record(record: dict[str, Any]) -> bytes:
@@ -109,6 +111,7 @@ def encode_record(record: dict[str, Any]) -> bytes:
 def decode_record(data: bytes) -> dict[str, Any]:
     """What `encode_record` wrote, with the session's own times as datetimes again."""
     record: dict[str, Any] = msgspec.json.decode(data)
+    record.setdefault("next_due_at", None)  # written before there were timers
     record.setdefault("sealed_at", None)  # written before there were seals
     record.setdefault("tags", [])
     for name in _TIMES:

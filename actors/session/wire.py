@@ -15,8 +15,8 @@ from cattrs.gen import make_dict_structure_fn
 
 from ..errors import FieldError, InvalidCommand, TooLarge
 from .codec import command_digest
-from .commands import KIND_BY_COMMAND, Body, Command, Complete, Create
-from .model import Outcome, Scalar
+from .commands import KIND_BY_COMMAND, Body, CancelTimer, Command, Complete, Create, SetTimer
+from .model import Outcome, Scalar, TimerAction, TimerClock
 
 COMMAND_BYTES_MAX = 256 * 1024
 DEPTH_MAX = 32
@@ -26,10 +26,14 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 SESSION_ID = re.compile(r"sess_[0-9a-f]{32}\Z")
 
 # Text limits in bytes of UTF-8, by field; a field that is not named here may have DEFAULT_TEXT_BYTES_MAX.
-TEXT_BYTES_MAX = {"details": 64 * 1024, "message": 4 * 1024, "stream": 64, "text": 64 * 1024}
+TEXT_BYTES_MAX = {"details": 64 * 1024, "key": 128, "message": 4 * 1024, "stream": 64, "text": 64 * 1024}
 DEFAULT_TEXT_BYTES_MAX = 1024
 # What any command may carry beside its own fields.
 _ENVELOPE = {"command_id", "n", "source", "type"}
+# A timer that rings more often than once a second would fill a history with itself, and no plan reaches further than this.
+TIMER_EVERY_S_MIN = 1.0
+TIMER_S_MAX = 10 * 366 * 86_400.0
+TIMER_AT_MAX = datetime(3000, 1, 1, tzinfo=UTC)
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -267,9 +271,38 @@ def _check_texts(body: Any) -> None:
             "a session that was cancelled ends with session.cancel; one of: passed, failed, error",
             pointer="/outcome",
         )
+    if isinstance(body, SetTimer | CancelTimer):
+        _check_timer(body)
     level = getattr(body, "level", None)
     if level is not None and level not in LEVELS:
         raise _Mistake(f"got {level!r}; one of: {', '.join(LEVELS)}"[:300], pointer="/level")
+
+
+def _check_timer(body: SetTimer | CancelTimer) -> None:
+    if not body.key or not body.key.isprintable():
+        raise _Mistake("expected 1 to 128 bytes of printable text", pointer="/key")
+    if isinstance(body, CancelTimer):
+        return
+    if (body.after_s is None) == (body.at is None):
+        code = "missing_field" if body.at is None else "invalid_field"
+        raise _Mistake("give after_s (seconds from now) or at (a time), and not both", code, "/after_s")
+    for name, value in (("after_s", body.after_s), ("every_s", body.every_s)):
+        if value is not None and value > TIMER_S_MAX:
+            raise _Mistake(f"got {value}, expected at most {TIMER_S_MAX:.0f} (10 years)", pointer=f"/{name}")
+    if body.every_s is not None and body.every_s < TIMER_EVERY_S_MIN:
+        raise _Mistake(f"got {body.every_s}, expected {TIMER_EVERY_S_MIN:g} or more", pointer="/every_s")
+    if body.at is not None and body.at >= TIMER_AT_MAX:
+        raise _Mistake(
+            f"got a time after the year {TIMER_AT_MAX.year - 1}; give an earlier one", pointer="/at"
+        )
+    if body.at is not None and body.clock is TimerClock.ACTIVE:
+        raise _Mistake(
+            "the active clock counts running time and knows no time of day; give after_s", pointer="/at"
+        )
+    if body.action is TimerAction.FAIL and body.every_s is not None:
+        raise _Mistake("a session fails once; leave it out with action fail", pointer="/every_s")
+    if body.action is None and body.reason is not None:
+        raise _Mistake("a reason goes with action fail; leave it out", pointer="/reason")
 
 
 def _strict_converter() -> cattrs.Converter:

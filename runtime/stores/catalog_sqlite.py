@@ -81,15 +81,34 @@ MIGRATIONS = (
         checksum INTEGER
     );
     """,
+    # Only sessions with a timer that will be due stand in the index, however many there are without.
+    """
+    ALTER TABLE session ADD COLUMN next_due_at INTEGER; -- microseconds since 1970, UTC
+    CREATE INDEX session_by_due ON session(next_due_at, session_id) WHERE next_due_at IS NOT NULL;
+    """,
 )
 VERSION = len(MIGRATIONS)
-# A reader cannot migrate. The rows are the same since this version: what came after are indexes.
+# A reader cannot migrate. What the rows of an older version lack reads as NULL (`_read_of`).
 READABLE_VERSION_MIN = 1
 
-_COLUMNS = "session_id, seq, epoch, tier, status, outcome, plan, title, user_id, created_at, updated_at, record, checksum"
-_READ = f"{_COLUMNS}, rowid AS place"
-_READ_UNCHECKED = _READ.replace("checksum", "NULL AS checksum")  # of an older version
+_COLUMNS = (
+    "session_id, seq, epoch, tier, status, outcome, plan, title, user_id, created_at, updated_at, next_due_at, record, "
+    "checksum"
+)
 _HEAD_VERSION = 3  # from which on there are checksums, and `head`
+_DUE_VERSION = 4
+
+
+def _read_of(version: int) -> str:
+    """What is read of each row of a catalog of this version."""
+    columns = _COLUMNS
+    for name, since in (("checksum", _HEAD_VERSION), ("next_due_at", _DUE_VERSION)):
+        if version < since:
+            columns = columns.replace(name, f"NULL AS {name}")
+    return f"{columns}, rowid AS place"
+
+
+_READ = _read_of(VERSION)
 
 
 def _tier_number(table: str) -> str:
@@ -98,20 +117,25 @@ def _tier_number(table: str) -> str:
 
 
 _PUT = f"""
-INSERT INTO session({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO session({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT(session_id) DO UPDATE SET seq = excluded.seq, epoch = excluded.epoch, tier = excluded.tier,
     status = excluded.status, outcome = excluded.outcome, plan = excluded.plan, title = excluded.title,
     user_id = excluded.user_id, created_at = excluded.created_at, updated_at = excluded.updated_at,
-    record = excluded.record, checksum = excluded.checksum
+    next_due_at = excluded.next_due_at, record = excluded.record, checksum = excluded.checksum
 WHERE (excluded.epoch, excluded.seq) >= (session.epoch, session.seq)
     AND {_tier_number("excluded")} >= {_tier_number("session")}
 """
 _SWITCH = f"""
-UPDATE session SET ({_COLUMNS}) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+UPDATE session SET ({_COLUMNS}) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 WHERE session_id = ? AND tier = ? AND seq = ?
 """
 _IN_TIER = """
 SELECT session_id FROM session WHERE tier = ? AND updated_at < ? ORDER BY updated_at, session_id LIMIT ?
+"""
+_DUE = """
+SELECT next_due_at, session_id FROM session
+WHERE next_due_at IS NOT NULL AND next_due_at < ? AND (next_due_at, session_id) > (?, ?)
+ORDER BY next_due_at, session_id LIMIT ?
 """
 _WRITE_HEAD = "INSERT OR REPLACE INTO head(one, commits, synced, checksum) VALUES (1, ?, ?, ?)"
 _READ_HEAD = "SELECT commits, synced, checksum FROM head"
@@ -136,7 +160,7 @@ class SqliteCatalog:
     _writer: "_Connection | None" = None
     _copy: "tempfile.TemporaryDirectory[str] | None" = None
     rederive: "Callable[[str], Awaitable[CatalogRow | None]] | None" = None
-    _checked: bool = True
+    _version: int = VERSION
     _mark: Mark = field(init=False)
     _closed: bool = field(default=False, init=False)
     _writing: asyncio.Lock = field(factory=asyncio.Lock, init=False)
@@ -199,14 +223,14 @@ class SqliteCatalog:
                 "`sojourn serve` on the folder brings it up to date"
             )
         await _check(reader, path)
-        return cls(path, reader, True, None, copy, checked=version >= _HEAD_VERSION)
+        return cls(path, reader, True, None, copy, version=version)
 
     async def damaged_rows(self) -> list[str]:
         """The ids of all rows whose checksum does not hold, as these rows say; every row is read. Rows of an older version
         have none."""
         if not self._checked:
             return []
-        rows = await self._select(f"SELECT {_READ} FROM session", ())
+        rows = await self._select(f"SELECT {self._read} FROM session", ())
         return [str(row[0]) for row in rows if not _holds(row[:-1])]
 
     async def put(self, rows: Sequence[CatalogRow]) -> None:
@@ -224,6 +248,13 @@ class SqliteCatalog:
     async def in_tier(self, tier: str, *, updated_before: datetime, limit: int) -> list[str]:
         rows = await self._select(_IN_TIER, (tier, _microseconds(updated_before), limit))
         return [session_id for (session_id,) in rows]
+
+    async def due(
+        self, *, before: datetime, after: tuple[datetime, str] | None, limit: int
+    ) -> list[tuple[datetime, str]]:
+        above = (_microseconds(after[0]), after[1]) if after is not None else (-(1 << 63), "")
+        rows = await self._select(_DUE, (_microseconds(before), *above, limit))
+        return [(_EPOCH + due_at * _MICROSECOND, session_id) for due_at, session_id in rows]
 
     async def get(self, session_id: str) -> CatalogRow | None:
         rows = await self._select(f"SELECT {self._read} FROM session WHERE session_id = ?", (session_id,))
@@ -258,8 +289,12 @@ class SqliteCatalog:
                 self._copy.cleanup()
 
     @property
+    def _checked(self) -> bool:
+        return self._version >= _HEAD_VERSION
+
+    @property
     def _read(self) -> str:
-        return _READ if self._checked else _READ_UNCHECKED
+        return _read_of(self._version)
 
     async def _compare(self, marked: tuple[int, int, int] | None) -> None:
         """With how far it had come when something was last committed."""
@@ -450,7 +485,8 @@ async def _migrate(connection: aiosqlite.Connection, path: Path) -> None:
         for statement in filter(str.strip, MIGRATIONS[version].split(";")):
             await connection.execute_fetchall(statement)
         if version + 1 == _HEAD_VERSION:
-            rows = await connection.execute_fetchall(f"SELECT {_READ} FROM session")
+            read = _read_of(_HEAD_VERSION)
+            rows = await connection.execute_fetchall(f"SELECT {read} FROM session")
             sums = [(_checksum(row[:-2]), row[-1]) for row in rows]
             await connection.executemany("UPDATE session SET checksum = ? WHERE rowid = ?", sums)
             await connection.execute_fetchall(_WRITE_HEAD, _head_values(0, 0))
@@ -498,14 +534,18 @@ def _to_sql(row: CatalogRow) -> tuple[Any, ...]:
         row.user_id,
         _microseconds(row.created_at),
         _microseconds(row.updated_at),
+        _microseconds(row.next_due_at) if row.next_due_at is not None else None,
         row.record,
     )
     return (*values, _checksum(values))
 
 
 def _checksum(values: Sequence[Any]) -> int | None:
-    """Of all columns but the checksum itself, with their types; None where the record is no blob."""
-    *columns, record = values
+    """Of all columns but the checksum itself, with their types; None where the record is no blob. A row without a timer has
+    the checksum that it had before there were timers."""
+    *columns, next_due_at, record = values
+    if next_due_at is not None:
+        columns.append(next_due_at)
     if not isinstance(record, bytes):
         return None
     return crc32(record, crc32(json.dumps(columns, default=repr).encode()))
@@ -526,9 +566,8 @@ def _text(data: bytes) -> str:
 
 
 def _from_sql(values: Sequence[Any]) -> CatalogRow:
-    session_id, seq, epoch, tier, status, outcome, plan, title, user_id, created_at, updated_at, record, _ = (
-        values
-    )
+    session_id, seq, epoch, tier, status, outcome, plan, title, user_id, *others = values
+    created_at, updated_at, next_due_at, record, _ = others
     return CatalogRow(
         session_id=session_id,
         seq=seq,
@@ -542,6 +581,7 @@ def _from_sql(values: Sequence[Any]) -> CatalogRow:
         created_at=_EPOCH + created_at * _MICROSECOND,
         updated_at=_EPOCH + updated_at * _MICROSECOND,
         record=record,
+        next_due_at=_EPOCH + next_due_at * _MICROSECOND if next_due_at is not None else None,
     )
 
 

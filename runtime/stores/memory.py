@@ -194,6 +194,17 @@ class MemoryCatalog:
             row.session_id for row in sorted(found, key=lambda row: (row.updated_at, row.session_id))[:limit]
         ]
 
+    async def due(
+        self, *, before: datetime, after: tuple[datetime, str] | None, limit: int
+    ) -> list[tuple[datetime, str]]:
+        await self._begin()
+        found = [
+            (row.next_due_at, row.session_id)
+            for row in self._rows.values()
+            if row.next_due_at is not None and row.next_due_at < before
+        ]
+        return sorted(place for place in found if after is None or place > after)[:limit]
+
     async def get(self, session_id: str) -> CatalogRow | None:
         await self._begin()
         return self._rows.get(session_id)

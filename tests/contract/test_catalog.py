@@ -183,6 +183,35 @@ class CatalogContract:
         assert await catalog.in_tier("recent", updated_before=late, limit=2) == ["old", "a"]
         assert await catalog.in_tier("recent", updated_before=NOON, limit=9) == []
 
+    async def test_sessions_are_met_in_the_order_in_which_they_are_due(self, catalog: Catalog) -> None:
+        def due(session_id: str, seconds: int) -> CatalogRow:
+            return row(session_id, next_due_at=NOON + timedelta(seconds=seconds))
+
+        await catalog.put([due("late", 9), due("b", 1), due("a", 1), due("past", -9), row("never")])
+        late, places = NOON + timedelta(seconds=9), list[str]()
+        after = None
+        while page := await catalog.due(before=late, after=after, limit=1):
+            (after,) = page
+            places.append(after[1])
+        assert places == ["past", "a", "b"]
+        assert await catalog.due(before=late, after=None, limit=9) == [
+            (NOON - timedelta(seconds=9), "past"),
+            (NOON + timedelta(seconds=1), "a"),
+            (NOON + timedelta(seconds=1), "b"),
+        ]
+
+    async def test_a_session_is_due_when_its_last_row_says(self, catalog: Catalog) -> None:
+        await catalog.put([row("a", next_due_at=NOON), row("b", next_due_at=NOON), row("c")])
+        later = row("a", seq=2, next_due_at=NOON + timedelta(days=9, microseconds=1))
+        await catalog.put([later, row("b", seq=2), row("c", seq=2, next_due_at=NOON)])
+        assert await catalog.get("a") == later
+        assert ids(await catalog.page(CatalogQuery())) == ["c", "b", "a"]
+        day = NOON + timedelta(days=1)
+        assert await catalog.due(before=day, after=None, limit=9) == [(NOON, "c")]
+        moved = row("c", seq=2, tier="recent")
+        assert await catalog.switch(moved, from_tier="active")
+        assert await catalog.due(before=day, after=None, limit=9) == []
+
     async def test_putting_nothing_does_nothing(self, catalog: Catalog) -> None:
         await catalog.put([])
         assert await catalog.page(CatalogQuery()) == []
@@ -198,6 +227,8 @@ class CatalogContract:
             await catalog.switch(row("a", tier="recent"), from_tier="active")
         with pytest.raises(NotOpen):
             await catalog.in_tier("active", updated_before=NOON, limit=1)
+        with pytest.raises(NotOpen):
+            await catalog.due(before=NOON, after=None, limit=1)
 
 
 class TestMemoryCatalog(CatalogContract):

@@ -86,7 +86,10 @@ async def test_a_catalog_of_every_older_version_is_brought_up_to_date(path: Path
     connection = sqlite3.connect(path)
     for script in MIGRATIONS[:version]:
         connection.executescript(script)
+    if version >= catalog_sqlite._HEAD_VERSION:
+        connection.execute(catalog_sqlite._WRITE_HEAD, catalog_sqlite._head_values(0, 0))
     connection.execute(f"PRAGMA user_version = {version}")
+    connection.commit()
     connection.close()
     await filled(path, row("a"))
     new = path.with_name("new.db")
@@ -109,13 +112,49 @@ async def test_a_reader_reads_the_rows_of_a_catalog_that_lacks_the_newest_indexe
     connection.executescript(MIGRATIONS[0])
     connection.execute("PRAGMA user_version = 1")
     connection.commit()
-    *values, _ = catalog_sqlite._to_sql(row("a", tier="recent"))
+    *values, _, record, _ = catalog_sqlite._to_sql(row("a", tier="recent"))
+    values.append(record)
     connection.execute(f"INSERT INTO session VALUES ({', '.join('?' * len(values))})", values)
     connection.commit()
     connection.close()
     catalog = await opened(path, read_only=True)
     assert await catalog.page(CatalogQuery(tier=frozenset({"recent"}))) == [row("a", tier="recent")]
     assert await catalog.in_tier("recent", updated_before=NOON + timedelta(days=1), limit=1) == ["a"]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_row_of_the_version_without_timers_keeps_its_checksum(
+    path: Path, opened: Open, read_only: bool
+) -> None:
+    connection = sqlite3.connect(path)
+    for script in MIGRATIONS[:3]:
+        connection.executescript(script)
+    connection.execute("PRAGMA user_version = 3")
+    connection.execute(catalog_sqlite._WRITE_HEAD, catalog_sqlite._head_values(0, 0))
+    *values, _, record, checksum = catalog_sqlite._to_sql(row("a"))
+    values += [record, checksum]
+    connection.execute(f"INSERT INTO session VALUES ({', '.join('?' * len(values))})", values)
+    connection.commit()
+    connection.close()
+    catalog = await opened(path, read_only=read_only)
+    assert await catalog.damaged_rows() == []
+    assert await catalog.page(CatalogQuery()) == [row("a")]
+    if not read_only:
+        await catalog.put([row("a", seq=2, next_due_at=NOON)])
+        assert await catalog.due(before=NOON + timedelta(days=1), after=None, limit=1) == [(NOON, "a")]
+        assert await catalog.damaged_rows() == []
+
+
+async def test_finding_the_sessions_that_are_due_reads_an_index_and_no_table(
+    path: Path, opened: Open
+) -> None:
+    await opened(path)
+    connection = sqlite3.connect(path)
+    plan = connection.execute(f"EXPLAIN QUERY PLAN {catalog_sqlite._DUE}", (0, 0, "", 1)).fetchall()
+    connection.close()
+    assert [step[-1].split("(")[0].strip() for step in plan] == [
+        "SEARCH session USING COVERING INDEX session_by_due"
+    ]
 
 
 async def test_a_newer_version_is_left_alone(path: Path) -> None:

@@ -2,14 +2,23 @@
 
 import hashlib
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from sojourn.actors.errors import Damaged
 from sojourn.actors.session import codec
-from sojourn.actors.session.commands import KIND_BY_COMMAND, AppendLog, Cause, Command, Event, SourceCause
-from sojourn.actors.session.model import Status
+from sojourn.actors.session.commands import (
+    KIND_BY_COMMAND,
+    AppendLog,
+    CancelTimer,
+    Cause,
+    Command,
+    Event,
+    SetTimer,
+    SourceCause,
+)
+from sojourn.actors.session.model import Status, TimerClock
 
 from .test_session_core import NOW, SAMPLE, do, session
 
@@ -50,7 +59,7 @@ def test_the_public_state_leaves_out_what_only_deduplication_needs() -> None:
     state = session()
     do(state, Command("log.append", SAMPLE["log.append"], "a", "d"))
     assert sorted(json.loads(codec.public_state(state))) == [
-        "counters", "header", "losses", "progress", "resources", "results", "seq", "updated_at",
+        "active_clock", "counters", "header", "losses", "progress", "resources", "results", "seq", "timers", "updated_at",
     ]  # fmt: skip
 
 
@@ -66,7 +75,8 @@ def test_a_line_that_is_cut_short_is_damage() -> None:
 
 
 def test_a_snapshot_of_a_newer_format_is_refused() -> None:
-    data = codec.encode_snapshot(session(), 1).replace(b'"format":2', b'"format":3')
+    newer = b'"format":%d' % (codec.STATE_FORMAT + 1)
+    data = codec.encode_snapshot(session(), 1).replace(b'"format":2', newer)
     with pytest.raises(Damaged, match="newer"):
         codec.decode_snapshot(data)
 
@@ -92,6 +102,37 @@ def test_a_state_of_a_version_without_seals_reads_as_unsealed() -> None:
     older |= {"checksum": hashlib.sha256(stored).hexdigest(), "format": 1}
     read = codec.decode_snapshot(canonical(json.dumps(older).encode())).state
     assert codec.encode_snapshot(read, 1) == data
+
+
+# As the version before timers wrote it.
+OLDER = (
+    b'{"checksum":"6f374f61181d0866c5dbe42954a699572d7df81bf2e161f6b103248ea679e6de","epoch":4,"format":2,"seq":5,'
+    b'"session_id":"sess_1","state":{"commands":{"c1":{"at":"2026-11-22T10:00:03Z","digest":"d1","events":1,"first_seq":4}},'
+    b'"counters":{"logs.bytes":1,"logs.lines":1},"header":{"created_at":"2026-11-22T10:00:00Z","ended_at":null,'
+    b'"environment":{},"exit_code":null,"metadata":{},"outcome":null,"plan":"p","reason":null,"sealed_at":null,'
+    b'"session_id":"sess_1","started_at":"2026-11-22T10:00:01Z","status":"running","title":"t","user_id":""},"losses":[],'
+    b'"progress":null,"resources":null,"results":{},"seq":5,"session_id":"sess_1","size_bytes":0,'
+    b'"sources":{"rec":{"n":1,"seq":5}},"updated_at":"2026-11-22T10:00:04Z"}}'
+)
+
+
+def test_a_snapshot_of_the_version_without_timers_is_read_and_can_be_given_some() -> None:
+    state = codec.decode_snapshot(OLDER).state
+    assert state.updated_at is not None
+    assert (state.timers, state.active_clock) == ({}, None)
+    do(state, Command("timer.set", SetTimer(key="k", after_s=5.0, clock=TimerClock.ACTIVE)))
+    read = codec.decode_snapshot(codec.encode_snapshot(state, 4)).state
+    assert (read.timers, read.active_clock) == (state.timers, state.active_clock)
+    assert read.timers["k"].due_at == state.updated_at + timedelta(seconds=5)
+
+
+def test_a_state_without_timers_is_written_as_the_version_without_them_reads_it() -> None:
+    state = codec.decode_snapshot(OLDER).state
+    assert codec.encode_snapshot(state, 4) == OLDER
+    do(state, Command("timer.set", SetTimer(key="k", after_s=5.0)))
+    assert b'"format":3' in codec.encode_snapshot(state, 4)
+    do(state, Command("timer.cancel", CancelTimer(key="k")))
+    assert b'"format":2' in codec.encode_snapshot(state, 4)
 
 
 def test_a_time_reads_back_to_the_microsecond() -> None:

@@ -28,6 +28,7 @@ from sojourn.actors.session.commands import (
     AppendLog,
     Body,
     Cancel,
+    CancelTimer,
     Command,
     Complete,
     Create,
@@ -40,10 +41,11 @@ from sojourn.actors.session.commands import (
     Resume,
     SampleResources,
     Seal,
+    SetTimer,
     Start,
 )
 from sojourn.actors.session.core import abandon, answer_seq, apply, decide, fold
-from sojourn.actors.session.model import CaseOutcome, Limits, Outcome, SessionState, Status
+from sojourn.actors.session.model import CaseOutcome, Limits, Outcome, SessionState, Status, TimerClock
 
 NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 LIMITS = Limits()
@@ -60,6 +62,8 @@ SAMPLE: dict[str, Body] = {
     "result.record": RecordResult(case_id="m::a", outcome=CaseOutcome.PASSED, duration_s=0.5),
     "log.append": AppendLog(stream="stdout", text="hello"),
     "resource.sample": SampleResources(cpu_s=1.0, processes=2, read_bytes=3, rss_bytes=4, written_bytes=5),
+    "timer.set": SetTimer(key="k", after_s=40.0, clock=TimerClock.ACTIVE),
+    "timer.cancel": CancelTimer(key="k"),
 }
 PATH_TO: dict[Status, tuple[str, ...]] = {
     Status.CREATED: ("session.create",),
@@ -102,6 +106,8 @@ def give_up(state: SessionState, *, now: datetime = NOW) -> Event | None:
 @pytest.mark.parametrize("status", PATH_TO, ids=lambda status: status.value)
 def test_every_command_is_legal_exactly_where_the_table_says(kind: Kind, status: Status) -> None:
     state = session(status)
+    if kind.command == "timer.cancel" and status in kind.legal:
+        do(state, Command("timer.set", SAMPLE["timer.set"]))
     before = codec.encode_snapshot(state, 1)
     if status in kind.legal:
         (event,) = do(state, Command(kind.command, SAMPLE[kind.command]))

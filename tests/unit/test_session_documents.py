@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from sojourn.actors.errors import CallerError, Damaged
 from sojourn.actors.session import codec
-from sojourn.actors.session.actor import AcceptLoss, Batch, GiveUp, SessionActor, Surroundings
-from sojourn.actors.session.commands import Command
+from sojourn.actors.session.actor import AcceptLoss, Batch, GiveUp, SessionActor, Surroundings, Tick
+from sojourn.actors.session.commands import TIMER_FIRED, Command, SetTimer
 from sojourn.actors.session.documents import all_documents, state_of
-from sojourn.actors.session.model import Limits, SessionState
+from sojourn.actors.session.model import Limits, SessionState, TimerClock
 from tests.unit.test_session_core import SAMPLE, session
 
 NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
@@ -19,7 +19,7 @@ LIMITS = Limits(dedup_commands_max=3, dedup_age_s=50)
 
 sent = st.lists(
     st.tuples(
-        st.sampled_from(sorted(SAMPLE)),
+        st.sampled_from([*sorted(SAMPLE), TIMER_FIRED.command]),
         st.one_of(st.none(), st.integers(0, 9), st.sampled_from(["gw0", "gw1"])),
         st.integers(0, 30),  # seconds since the one before
         st.booleans(),  # the slot ends here
@@ -38,6 +38,9 @@ def test_the_documents_of_each_record_keep_a_mirror_equal_to_the_state(
     numbers = {"gw0": 0, "gw1": 0}
     for kind, key, pause_s, ends in commands:
         around.now += timedelta(seconds=pause_s)
+        if kind == TIMER_FIRED.command:
+            actor.receive(Tick())
+            continue
         if isinstance(key, str):
             command = Command(kind, SAMPLE[kind], source=key, n=numbers[key] + 1)
         else:
@@ -67,6 +70,26 @@ def fold_into(mirror: dict[str, bytes], documents: "dict[str, bytes | None] | ob
             mirror.pop(name, None)
         else:
             mirror[name] = document
+
+
+def test_the_end_of_a_session_takes_its_timers_from_the_mirror() -> None:
+    around = Surroundings(epoch=1, limits=Limits(), now=NOW, mirrored=True)
+    actor = SessionActor(session(), around)
+    mirror = dict(all_documents(actor.state))
+    for key, clock in (("a", TimerClock.ACTIVE), ("b", TimerClock.WALL)):
+        actor.receive(Command("timer.set", SetTimer(key=key, after_s=5.0, clock=clock)))
+    record = actor.close_slot()
+    assert record is not None
+    assert set(record.documents or {}) == {"active_clock", "meta", "timers/a", "timers/b"}
+    fold_into(mirror, record.documents)
+    assert codec.encode_snapshot(state_of("sess_1", actor.state.seq, mirror), 1) == codec.encode_snapshot(
+        actor.state, 1
+    )
+    actor.receive(Command("session.complete", SAMPLE["session.complete"]))
+    record = actor.close_slot()
+    assert record is not None
+    fold_into(mirror, record.documents)
+    assert mirror.keys() == {"header", "meta"}
 
 
 def test_a_loss_that_is_accepted_stands_among_the_documents() -> None:

@@ -1,6 +1,7 @@
 """Commands from outside: what is read, and how every mistake is named."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sojourn.actors.errors import InvalidCommand, TooLarge
-from sojourn.actors.session.commands import AppendLog, RecordResult
+from sojourn.actors.session.commands import AppendLog, CancelTimer, RecordResult, SetTimer
+from sojourn.actors.session.model import TimerAction, TimerClock
 from sojourn.actors.session.wire import COMMAND_BYTES_MAX, decode_json, read_command, read_create
 
 RESULT = {"type": "result.record", "case_id": "m::a", "outcome": "passed", "duration_s": 1}
@@ -65,6 +67,53 @@ def test_a_command_of_a_source_is_read() -> None:
 )
 def test_a_mistake_is_named_with_its_path_and_code(change: dict[str, Any], pointer: str, code: str) -> None:
     assert mistakes({**RESULT, **change}) == {pointer: code}
+
+
+TIMER = {"type": "timer.set", "key": "limit", "after_s": 60}
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer", "code"),
+    [
+        ({"key": ""}, "/key", "invalid_field"),
+        ({"key": "a\nb"}, "/key", "invalid_field"),
+        ({"key": "x" * 129}, "/key", "too_large"),
+        ({"after_s": None}, "/after_s", "missing_field"),
+        ({"after_s": -1}, "/after_s", "invalid_field"),
+        ({"after_s": 4e8}, "/after_s", "invalid_field"),
+        ({"at": "2026-11-22T10:00:00Z"}, "/after_s", "invalid_field"),
+        ({"after_s": None, "at": "2026-11-22T10:00:00"}, "/at", "invalid_field"),
+        ({"after_s": None, "at": "3000-01-01T00:00:00Z"}, "/at", "invalid_field"),
+        ({"after_s": None, "at": "2026-11-22T10:00:00Z", "clock": "active"}, "/at", "invalid_field"),
+        ({"clock": "sundial"}, "/clock", "invalid_field"),
+        ({"every_s": 0}, "/every_s", "invalid_field"),
+        ({"every_s": 0.5}, "/every_s", "invalid_field"),
+        ({"every_s": 4e8}, "/every_s", "invalid_field"),
+        ({"every_s": 60, "action": "fail"}, "/every_s", "invalid_field"),
+        ({"action": "explode"}, "/action", "invalid_field"),
+        ({"reason": "why"}, "/reason", "invalid_field"),
+        ({"type": "timer.tick"}, "/type", "unknown_type"),
+        ({"type": "timer.fired"}, "/type", "unknown_type"),
+    ],
+)
+def test_a_mistake_in_a_timer_is_named_with_its_path_and_code(
+    change: dict[str, Any], pointer: str, code: str
+) -> None:
+    assert mistakes({**TIMER, **change}) == {pointer: code}
+
+
+def test_a_timer_is_read_with_its_clock_and_what_it_does() -> None:
+    body = read_command({**TIMER, "clock": "active", "action": "fail", "reason": "too long"}).body
+    assert body == SetTimer(
+        key="limit", after_s=60.0, clock=TimerClock.ACTIVE, action=TimerAction.FAIL, reason="too long"
+    )
+    at = datetime(2026, 11, 22, 9, 0, tzinfo=UTC)
+    body = read_command(
+        {"type": "timer.set", "key": "k", "at": "2026-11-22T10:00:00+01:00", "every_s": 1}
+    ).body
+    assert body == SetTimer(key="k", at=at, every_s=1.0)
+    assert mistakes({"type": "timer.cancel", "key": ""}) == {"/key": "invalid_field"}
+    assert read_command({"type": "timer.cancel", "key": "k"}).body == CancelTimer(key="k")
 
 
 def test_all_mistakes_are_named_at_once() -> None:
