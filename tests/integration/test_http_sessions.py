@@ -172,6 +172,7 @@ async def test_the_state_is_canonical_json_with_its_seq_as_tag(tmp_path: Path) -
         response = await client.get(f"/sessions/{session_id}/state")
         state = json.loads(response.content)
         assert list(state) == [
+            "active_clock",
             "counters",
             "header",
             "losses",
@@ -179,6 +180,7 @@ async def test_the_state_is_canonical_json_with_its_seq_as_tag(tmp_path: Path) -
             "resources",
             "results",
             "seq",
+            "timers",
             "updated_at",
         ]
         canonical = json.dumps(state, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -29,6 +29,7 @@ EXAMPLES: list[Exception] = [
     errors.LimitReached("results_max", 7),
     errors.MailboxFull("the mailbox", 2.5),
     errors.NoSuchSession("x"),
+    errors.NoSuchTimer("k"),
     errors.NotOpen(),
     errors.NotSealed("x", "running"),
     errors.OutOfOrder("s", 5, 3),

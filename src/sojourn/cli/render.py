@@ -1,6 +1,7 @@
 """Records, events and comparisons as text for people. Nothing recorded reaches a terminal but through `text.py`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ OUTCOMES = tuple(outcome.value for outcome in CaseOutcome)
 _FAILING = frozenset({"regressed", "malfunctioned", "same-fail"})
 # Short enough for a table of 80 columns; the end of an id is its random part, and is accepted as an id.
 SHORT_ID = 8
+TIMERS_SHOWN = 5
 
 
 def styled(word: str, shown: str | None = None) -> Text:
@@ -107,6 +109,7 @@ def print_session(
         ("ended", local_time(record["ended_at"])),
         ("duration", duration(record["duration_s"])),
         ("progress", _progress(record["progress"])),
+        ("timers", shown_timers(state)),
         ("cases", case_counts(record["results"])),
         ("log", f"{_counted(record['logs']['lines'], 'line')}, {size(record['logs']['bytes'])}"),
         ("resources", _resources(record["resources"])),
@@ -175,6 +178,29 @@ def _resources(resources: Mapping[str, Any] | None) -> str:
     )
 
 
+def shown_timers(state: Mapping[str, Any]) -> str:
+    """`limit at 2026-11-23 06:00:00, ends the session`, the first due first, and last those whose clock stands still. Nothing
+    for a session from before there were timers."""
+    clock = state.get("active_clock") or {"paused_us": 0, "stopped_at": None}
+    timers = []
+    for key, timer in (state.get("timers") or {}).items():
+        due_at, stopped_at = datetime.fromisoformat(timer["due_at"]), None
+        if timer["clock"] == "active":
+            due_at += timedelta(microseconds=clock["paused_us"])
+            stopped_at = clock["stopped_at"]
+        moment = f"at {local_time(due_at.isoformat())}"
+        if stopped_at is not None:
+            left_s = (due_at - datetime.fromisoformat(stopped_at)).total_seconds()
+            moment = f"after {duration(max(0.0, left_s))} more of running"
+        every = f", every {duration(timer['every_s'])}" if timer["every_s"] is not None else ""
+        ends = ", ends the session" if timer["action"] == "fail" else ""
+        timers.append((stopped_at is not None, due_at, f"{one_line(key)} {moment}{every}{ends}"))
+    shown = [text for _, _, text in sorted(timers)]
+    if len(shown) > TIMERS_SHOWN:
+        shown[TIMERS_SHOWN:] = [f"and {len(shown) - TIMERS_SHOWN:,} more"]
+    return "; ".join(shown)
+
+
 def _counted(count: int, what: str, plural: str = "s") -> str:
     return f"{count:,} {what}{'' if count == 1 else plural}"
 
@@ -208,6 +234,9 @@ def event_text(event_type: str, line: bytes, *, colours: bool) -> Iterator[str]:
     elif event_type == "result.recorded":
         message = f": {one_line(data['message'])}" if data["message"] and data["outcome"] != "passed" else ""
         yield f"-- {data['outcome']} {one_line(data['case_id'], 300)} ({duration(data['duration_s'])}){message}"
+    elif event_type == "timer.fired":
+        missed = f", {data['missed']:,} before it were missed" if data["missed"] else ""
+        yield f"-- timer {one_line(data['key'])} was due at {local_time(data['due_at'])}{missed}"
     elif event_type.startswith("session."):
         told = [
             f"{name.replace('_', ' ')} {data[name]}"
