@@ -26,7 +26,7 @@ class MailboxAgainstLists(RuleBasedStateMachine):
     """The model is two lists of letters. What was taken is handled or put back, as a slot does whose time is over or which
     crashed; every letter is handled once, and those of a sender and lane in the order in which they were sent."""
 
-    @initialize(messages_max=st.integers(1, 6), bytes_max=st.sampled_from([0, 1, 2, 21, 40]))
+    @initialize(messages_max=st.integers(1, 6), bytes_max=st.sampled_from([0, 2, 21, 22]))
     def begin(self, messages_max: int, bytes_max: int) -> None:
         self.limits = MailboxLimits(messages_max=messages_max, bytes_max=bytes_max)
         self.mailbox = Mailbox(self.limits)
@@ -38,9 +38,9 @@ class MailboxAgainstLists(RuleBasedStateMachine):
 
     @rule(
         sender=st.sampled_from(["ann", "ben"]),
-        size=st.sampled_from([0, 0, 1, 20, 100]),
+        size=st.sampled_from([0, 1, 20]),
         control=st.booleans(),
-        times=st.sampled_from([1, 1, 1, CONTROL_MESSAGES_MAX]),
+        times=st.sampled_from([1] * 7 + [CONTROL_MESSAGES_MAX]),
     )
     def put(self, sender: str, size: int, control: bool, times: int) -> None:
         for _ in range(times):
@@ -64,7 +64,7 @@ class MailboxAgainstLists(RuleBasedStateMachine):
         return len(self.normal) < self.limits.messages_max and fits
 
     @precondition(lambda self: not self.taken)
-    @rule(count=st.integers(1, 80))
+    @rule(count=st.sampled_from([1, 2, 3, 80]))
     def take(self, count: int) -> None:
         expected = (self.control + self.normal)[:count]
         self.taken = self.mailbox.take(count)
@@ -72,7 +72,7 @@ class MailboxAgainstLists(RuleBasedStateMachine):
         del self.control[: len(expected)]
         del self.normal[: max(0, len(expected) - sum(letter.control for letter in expected))]
 
-    @rule(handled=st.integers(0, 80))
+    @rule(handled=st.sampled_from([0, 1, 2, 80]))
     def handle_some_and_put_the_rest_back(self, handled: int) -> None:
         rest = self.taken[handled:]
         self.handled += [envelope.message for envelope in self.taken[:handled]]
