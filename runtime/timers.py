@@ -4,7 +4,8 @@ The timers are part of each session's state, and which of them are due is decide
 and none is needed for what was told before. What is held here are the sessions that are due within the next minute, from
 three sources: the hint of a session whose timers have just changed, the projector's reading of every session that has
 changed, and the catalog, which is looked at every few seconds. So a session that waits for next week costs nothing here, and
-after a restart the catalog tells of all that fell due meanwhile.
+after a restart the catalog tells of all that fell due meanwhile. Those are asked once their reporters have had the time to
+come back: what these have to say, that the work was done in time or that the timer is to wait longer, came first.
 """
 
 import heapq
@@ -19,6 +20,7 @@ from attrs import frozen
 
 from ..actors.errors import SojournError, StoreError
 from ..actors.ports import Catalog, Clock
+from ..actors.session.record import LOST_AFTER_S
 
 log = structlog.get_logger("sojourn.timers")
 
@@ -28,6 +30,7 @@ RETRY_S = 10.0
 AT_ONCE = 16  # fewer than sessions are read at once, so that others come through when many are due
 HELD_MAX = 10_000
 PAGE_ROWS = 500
+SETTLE_S = LOST_AFTER_S  # as long as a session has to show a sign of life
 
 
 @frozen(kw_only=True)
@@ -70,6 +73,7 @@ class Timekeeper:
         self._at_once = at_once
         self._held_max = held_max
         self._opened = anyio.Event()
+        self._opened_at = self._settled_at = clock.now()
         self._changed = anyio.Event()
         self._held: dict[str, datetime] = {}
         self._heap: list[tuple[datetime, str]] = []  # of `_held`, and what it held before
@@ -83,6 +87,8 @@ class Timekeeper:
 
     def open(self) -> None:
         """Sessions may be read from now on."""
+        self._opened_at = self._clock.now()
+        self._settled_at = self._opened_at + timedelta(seconds=SETTLE_S)
         self._opened.set()
 
     def note(self, due: Mapping[str, datetime]) -> None:
@@ -147,6 +153,8 @@ class Timekeeper:
 
     def _hold(self, session_id: str, due_at: datetime) -> bool:
         """False where there is no room for it."""
+        if due_at < self._opened_at:
+            due_at = self._settled_at
         held = self._held.get(session_id)
         if session_id in self._resting or (held is not None and held <= due_at):
             return True

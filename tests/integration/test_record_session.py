@@ -76,6 +76,29 @@ def test_a_command_becomes_a_session_with_its_output_and_its_exit(server: Serve,
     assert not list((server.data_dir / "spool").glob("sess_*"))
 
 
+def test_a_command_over_its_time_limit_is_ended_and_its_session_has_failed(server: Serve) -> None:
+    script = "echo begun; trap 'echo told; exit 0' TERM; sleep 60 & wait"
+    done = record(server.data_dir, "--time-limit", "0.5s", "--", "sh", "-c", script)
+    assert done.returncode == 124
+    assert "the command is over its time limit of 0.5 s, and is ended" in done.stderr
+    data = Data(server.data_dir)
+    session_id = session_id_of(done.stderr)
+    kept = data.get(f"/sessions/{session_id}")
+    assert (kept["status"], kept["outcome"]) == ("failed", "error")
+    assert (kept["reason"], kept["exit_code"]) == ("over its time limit of 0.5 s", 0)
+    assert data.logged(session_id) == ["begun", "told"]
+    types = [event["type"] for event in data.events(session_id)]
+    assert types[:3] == ["session.created", "session.started", "timer.set"]
+    assert "timer.fired" not in types
+
+
+def test_a_command_that_ends_in_time_leaves_no_timer(server: Serve) -> None:
+    done = record(server.data_dir, "--time-limit", "8h", "--", "true")
+    assert done.returncode == 0
+    kept = Data(server.data_dir).get(f"/sessions/{session_id_of(done.stderr)}")
+    assert (kept["status"], kept["next_due_at"]) == ("completed", None)
+
+
 def test_pytest_is_recorded_test_by_test(server: Serve, tmp_path: Path) -> None:
     (tmp_path / "test_three.py").write_text(
         "import pytest\ndef test_a(): pass\ndef test_b(): assert 0, 'no'\ndef test_c(): pytest.skip('later')\n"

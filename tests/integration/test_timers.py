@@ -21,7 +21,7 @@ from sojourn.runtime.opening import Stores
 from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
 from sojourn.runtime.stores.memory import MemoryCatalog, MemoryJournal
-from sojourn.runtime.timers import AT_ONCE, HORIZON_S, LOOK_EVERY_S, Timekeeper
+from sojourn.runtime.timers import AT_ONCE, HORIZON_S, LOOK_EVERY_S, SETTLE_S, Timekeeper
 
 from ..contract.test_catalog import row
 from ..support.faulty import FaultyJournal
@@ -117,10 +117,31 @@ async def test_what_fell_due_while_no_process_was_there_fires_once_at_the_next_s
             runtime, {"key": "hourly", "after_s": 3600, "every_s": 3600}, {"key": "once", "after_s": 5000}
         )
     await trio.sleep(10 * 3600)
+    async with over(stores, clock) as runtime:
+        await trio.sleep(SETTLE_S - 1)
+        assert await fired(runtime, session_id) == []
     for _ in range(3):
         async with over(stores, clock) as runtime:
-            await trio.sleep(1)
+            await trio.sleep(SETTLE_S + 1)
             assert await fired(runtime, session_id) == [("hourly", 36_000.0, 9), ("once", 5000.0, 0)]
+
+
+async def test_what_a_reporter_has_to_say_after_a_restart_comes_before_what_fell_due_meanwhile(
+    clock: VirtualClock, autojump_clock: MockClock
+) -> None:
+    stores = memory_stores()
+    limit = {"key": "limit", "after_s": 600, "action": "fail"}
+    async with over(stores, clock) as runtime:
+        in_time, moved = await new_session(runtime, limit), await new_session(runtime, limit)
+    await trio.sleep(3600)
+    async with over(stores, clock) as runtime:
+        await say(runtime, in_time, {"type": "log.append", "stream": "stdout", "text": "done in time"})
+        await trio.sleep(20)
+        await say(runtime, in_time, {"type": "session.complete", "outcome": "passed"})
+        await say(runtime, moved, {"type": "timer.set", **limit})
+        await trio.sleep(SETTLE_S)
+        assert (await runtime.record(in_time))["status"] == "completed"
+        assert (await runtime.record(moved))["status"] == "running"
 
 
 async def test_after_a_kill_the_journal_alone_tells_of_the_timers(
@@ -318,7 +339,7 @@ async def test_all_that_are_due_are_woken_a_few_at_once_however_few_are_held(
     await catalog.put([due(f"s{n:04}", -n) for n in range(2_500)])
     sleepers = Sleepers(clock, catalog, held_max=100, at_once=7)
     async with sleepers.open() as timekeeper:
-        await trio.sleep(10)
+        await trio.sleep(SETTLE_S + 10)
         assert sorted(id_ for id_, _ in sleepers.woken) == [f"s{n:04}" for n in range(2_500)]
         assert sleepers.most_at_once == 7
         assert timekeeper.statistics().held == 0
@@ -335,7 +356,7 @@ async def test_nobody_is_woken_before_the_runtime_is_open(
         await trio.sleep(100)
         assert sleepers.woken == []
         sleepers.timekeeper.open()
-        await trio.sleep(1)
+        await trio.sleep(SETTLE_S + 1)
         assert [id_ for id_, _ in sleepers.woken] == ["a"]
         tasks.cancel_scope.cancel()
 
@@ -357,8 +378,8 @@ async def test_one_that_cannot_be_woken_rests_and_keeps_nobody_from_being_woken(
     sleepers.tick = tick
     async with sleepers.open() as timekeeper:
         await trio.sleep(1)
-        await catalog.put([due("good", -1)])
-        await trio.sleep(2 * LOOK_EVERY_S)
+        await catalog.put([due("good", 10)])
+        await trio.sleep(SETTLE_S + 2 * LOOK_EVERY_S)
         assert [id_ for id_, _ in sleepers.woken] == ["good"]
         assert 5 <= len(tried) <= 20
         assert timekeeper.statistics().failures == len(tried)
@@ -425,7 +446,7 @@ async def test_a_catalog_that_does_not_answer_is_looked_at_again(
         looks = sleepers.levelled
         assert (looks, sleepers.woken) == (1, [])
         catalog.away = False
-        await trio.sleep(LOOK_EVERY_S)
+        await trio.sleep(SETTLE_S)
         assert [id_ for id_, _ in sleepers.woken] == ["a"]
 
 

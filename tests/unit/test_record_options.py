@@ -6,6 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from sojourn.actors.session.wire import read_command
+from sojourn.record.limit import timer_commands
 from sojourn.record.options import TITLE_CHARACTERS_MAX, RecordError, RecordOptions
 
 
@@ -63,3 +65,41 @@ def test_metadata_without_a_key_or_an_equals_sign_is_a_mistake(pair: str) -> Non
     with pytest.raises(RecordError, match="is no key=value") as caught:
         options("true", meta=(pair,)).check()
     assert caught.value.exit_code == 125
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("8h", 28_800),
+        ("1h30m", 5_400),
+        ("90s", 90),
+        ("90", 90),
+        ("2d", 172_800),
+        ("1.5H ", 5_400),
+        ("0.5", 0.5),
+    ],
+)
+def test_a_time_limit_is_read_in_the_units_it_is_written_in(text: str, seconds: float) -> None:
+    assert options("true", time_limit=text).time_limit_s == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-5m", "soon", "8 hours", "h", "367d", "1h 30m", "1e3", "nan"])
+def test_a_time_limit_that_is_none_is_refused_before_the_command_runs(text: str) -> None:
+    with pytest.raises(RecordError, match=r"--time-limit .* is no time limit; write it like 8h"):
+        options("true", time_limit=text).check()
+
+
+def test_a_limit_is_left_with_the_session_a_minute_beyond_and_taken_away_where_there_is_none() -> None:
+    (timer,) = timer_commands(options("true", time_limit="8h").time_limit_s, has_timer=True)
+    assert timer == {
+        "type": "timer.set",
+        "key": "record.time-limit",
+        "after_s": 28_860.0,
+        "clock": "active",
+        "action": "fail",
+        "reason": "over its time limit of 8 h 00 min, and its recorder was gone",
+    }
+    assert read_command(timer).type == "timer.set"
+    assert timer_commands(None, has_timer=False) == []
+    (cancel,) = timer_commands(None, has_timer=True)
+    assert read_command(cancel).type == "timer.cancel"

@@ -105,3 +105,17 @@ def test_a_resumed_session_is_judged_whole(
 ) -> None:
     judged = judge(exit_code=exit_code, pytest=is_pytest, failed_before=failed_before)
     assert (judged.outcome, judged.reason, judged.recorder_exit_code) == (outcome, reason, exit_code)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "killed_by"), [(0, None), (None, signal.SIGTERM), (None, signal.SIGKILL)]
+)
+def test_a_command_over_its_time_limit_has_failed_however_it_took_its_end(
+    exit_code: int | None, killed_by: int | None
+) -> None:
+    judged = verdict(
+        Ended(exit_code, killed_by, 0.0), interrupted_by=None, runs_pytest=True, over_limit_s=5_400.0
+    )
+    assert (judged.status, judged.outcome) == ("failed", "error")
+    assert judged.reason == "over its time limit of 1 h 30 min"
+    assert judged.recorder_exit_code == 124

@@ -23,13 +23,15 @@ def record(
     user: str | None = None,
     resume: str | None = None,
     junit: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    time_limit: str | None = None,
     config: Path | None = None,
 ) -> int:
     """Run a command as a session: its output, its resources, its exit, and each test of its pytest, live.
 
     Write the command after `--`. Its output passes through; what sojourn says goes to stderr. The command does not
     wait for a server: what cannot be delivered yet is kept in the data folder's spool. The exit code is the
-    command's own, 125 where nothing could be recorded and the command was not run, 130 after Ctrl-C.
+    command's own, 124 where it ran over its time limit, 125 where nothing could be recorded and the command was not run,
+    130 after Ctrl-C.
 
     Parameters
     ----------
@@ -57,6 +59,9 @@ def record(
     junit
         A pattern of JUnit XML files, as in `build/test-results/**/*.xml`; may be given several times. For a test runner
         other than pytest: the cases in files that are written while the command runs become results.
+    time_limit
+        As in `8h`, `1h30m` or `90s`: then the command is ended, by SIGTERM and 10 seconds later by SIGKILL, and the session
+        has failed. Where the recorder is gone by then, the server ends the session a minute later.
     config
         The settings file. Default: $SOJOURN_CONFIG, else sojourn.toml here, else the user's.
 
@@ -82,5 +87,6 @@ def record(
         config=loaded.file,
         resume=resume,
         junit=junit,
+        time_limit=time_limit,
     )
     return main(options)

@@ -22,6 +22,7 @@ from ..launch import Launch, ServerNotStarted, launch_if_needed
 from ..runtime.paths import SOCKET_PATH_BYTES_MAX, runtime_dir
 from .inject import reporting_environment, write_plugin
 from .junit import JunitFiles
+from .limit import timer_commands
 from .options import EXIT_NOT_EXECUTABLE, RecordError, RecordOptions
 from .process import Interrupts, OutputSource, RecordedCommand
 from .progress import Display
@@ -34,13 +35,15 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @frozen(kw_only=True)
 class Resumption:
-    """The session that goes on, as it was found. `results` is its state's: small documents by case id."""
+    """The session that goes on, as it was found. `results` is its state's: small documents by case id; `has_limit`: an
+    earlier attempt has left its time limit with it."""
 
     session_id: str
     plan: str
     status: str
     attempt: int
     results: dict[str, dict[str, Any]]
+    has_limit: bool = False
 
     def commands(self) -> list[dict[str, Any]]:
         """What begins the attempt: the session rests, where it still counts as running, and goes on."""
@@ -108,6 +111,9 @@ def begin(options: RecordOptions, screen: Display, resumption: Resumption | None
                 f"{outbox.folder} has a {os.pathsep!r} in its path: pytest cannot report its tests from there"
             )
         outbox.append([{"type": "session.start"}] if resumption is None else resumption.commands())
+        has_limit = resumption is not None and resumption.has_limit
+        if limits := timer_commands(options.time_limit_s, has_timer=has_limit):
+            outbox.append(limits)
         environment = reporting_environment(
             os.environ,
             folder=outbox.folder / "inject",

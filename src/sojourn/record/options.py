@@ -16,6 +16,7 @@ from attrs import field, frozen
 
 from ..actors.errors import SojournError
 from ..runtime.paths import default_data_dir
+from .limit import read_limit
 
 TITLE_CHARACTERS_MAX = 120
 # Of the command line as it is kept in the environment; the wire takes 4 KiB for a value.
@@ -52,6 +53,7 @@ class RecordOptions:
         config: the settings file that was read, for a server that is started.
         resume: the id of the session that goes on.
         junit: patterns of JUnit XML files whose cases become results.
+        time_limit: how long the command may run, as in `8h`.
     """
 
     command: tuple[str, ...]
@@ -66,6 +68,15 @@ class RecordOptions:
     config: Path | None = None
     resume: str | None = None
     junit: tuple[str, ...] = ()
+    time_limit: str | None = None
+
+    @property
+    def time_limit_s(self) -> float | None:
+        """In seconds. Raises RecordError."""
+        try:
+            return read_limit(self.time_limit) if self.time_limit is not None else None
+        except ValueError as error:
+            raise RecordError(f"--time-limit {error}") from error
 
     @property
     def plan_or_default(self) -> str:
@@ -109,6 +120,7 @@ class RecordOptions:
         if not self.command:
             raise RecordError("no command is given; write it after --, as in: sojourn record -- pytest")
         dict(self._metadata())
+        self.time_limit_s  # noqa: B018 - read for its error
         self._check_server()
         self._check_resume()
         program = self.command[0]

@@ -6,6 +6,7 @@ from typing import Any
 
 from attrs import frozen
 
+from .limit import EXIT_OVER_LIMIT, reason
 from .process import Ended, exit_code_of, signal_name
 
 # pytest: interrupted, internal error, usage error. 1 is failed tests, 5 that none were collected.
@@ -39,7 +40,12 @@ class Verdict:
 
 
 def verdict(
-    ended: Ended, *, interrupted_by: int | None, runs_pytest: bool, failed_before: int | None = None
+    ended: Ended,
+    *,
+    interrupted_by: int | None,
+    runs_pytest: bool,
+    failed_before: int | None = None,
+    over_limit_s: float | None = None,
 ) -> Verdict:
     """The verdict on a command.
 
@@ -49,6 +55,7 @@ def verdict(
     Args:
         interrupted_by: the signal with which the user stopped the recording, or None.
         runs_pytest: whether the command is pytest itself, whose exit codes 2 to 4 say that it could not do its work.
+        over_limit_s: the time limit for which the recorder ended it, or None.
         failed_before: in a resumed session, how many of its cases stand as failed now; otherwise None.
     """
     code = exit_code_of(ended)
@@ -60,16 +67,20 @@ def verdict(
             exit_code=code,
             recorder_exit_code=128 + interrupted_by,
         )
+    if over_limit_s is not None:
+        return Verdict(
+            status="failed",
+            outcome="error",
+            reason=reason(over_limit_s),
+            exit_code=code,
+            recorder_exit_code=EXIT_OVER_LIMIT,
+        )
     if ended.signal is not None:
-        reason = f"ended by {signal_name(ended.signal)}"
-        return Verdict(
-            status="failed", outcome="error", reason=reason, exit_code=code, recorder_exit_code=code
-        )
+        why = f"ended by {signal_name(ended.signal)}"
+        return Verdict(status="failed", outcome="error", reason=why, exit_code=code, recorder_exit_code=code)
     if runs_pytest and code in PYTEST_ERROR_CODES:
-        reason = f"pytest ended with exit code {code}"
-        return Verdict(
-            status="failed", outcome="error", reason=reason, exit_code=code, recorder_exit_code=code
-        )
+        why = f"pytest ended with exit code {code}"
+        return Verdict(status="failed", outcome="error", reason=why, exit_code=code, recorder_exit_code=code)
     outcome = "passed" if code == 0 else "failed"
     said: str | None = None
     if failed_before is not None:

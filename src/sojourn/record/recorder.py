@@ -21,6 +21,7 @@ from ..client import ServerProblem, ServerUnreachable
 from .begin import ENDING_SIGNALS, Beginning
 from .connection import Connection, connect
 from .delivery import Delivery, Sender, deliver_leftovers, seal
+from .limit import KILL_AFTER_S, reason
 from .listener import ReportListener
 from .outcome import Verdict, runs_pytest, verdict
 from .output import OutputFollower
@@ -85,6 +86,7 @@ class Recording:
         ]
         self._junit = beginning.junit
         self._command_ended = False
+        self._over_limit = False
         # The waiting that a further Ctrl-C gives up, once the command has ended.
         self._patience = anyio.CancelScope()
         self._impatient = False
@@ -152,6 +154,7 @@ class Recording:
         async with anyio.create_task_group() as following:
             following.start_soon(self._sheltered, "the sampling", lambda: self._sample(sampler))
             following.start_soon(self._sheltered, "the reading of JUnit files", self._watch_junit)
+            following.start_soon(self._sheltered, "the time limit", self._keep_limit)
             for follower in self._followers:
                 following.start_soon(self._sheltered, "the output", follower.run)
             ended = await self._beginning.command.wait()
@@ -180,6 +183,7 @@ class Recording:
             interrupted_by=self._beginning.interrupts.by,
             runs_pytest=runs_pytest(self._options.command),
             failed_before=self._tally.failures if resumed else None,
+            over_limit_s=self._options.time_limit_s if self._over_limit else None,
         )
         commands = [_sample_command(resources), judged.command()]
         if self._tally.lost.total():
@@ -263,6 +267,20 @@ class Recording:
             for text in said:
                 self._warn(text)
                 self._append([_own_line("warning", text)], Room.RESULT)
+
+    async def _keep_limit(self) -> None:
+        limit_s = self._options.time_limit_s
+        if limit_s is None:
+            return
+        await anyio.sleep(max(0.0, limit_s - self._tally.elapsed_s))
+        command = self._beginning.command
+        if self._beginning.interrupts.by is None and not self._command_ended:
+            self._over_limit = True
+            self._screen.say(f"the command is {reason(limit_s)}, and is ended")
+            command.signal_group(signal.SIGTERM)
+            await anyio.sleep(KILL_AFTER_S)
+            if not self._command_ended:
+                command.signal_group(signal.SIGKILL)
 
     async def _show(self) -> None:
         silence_said = False

@@ -11,6 +11,7 @@ from ..launch import launch_if_needed
 from .begin import Resumption
 from .connection import Connection, connect
 from .delivery import deliver_leftovers
+from .limit import KEY
 from .options import RecordError, RecordOptions
 from .spool import Outbox, living_command, recordings
 
@@ -102,4 +103,5 @@ async def _look(connection: Connection, session_id: str, *, recorder_is_dead: bo
         status=record["status"],
         attempt=attempt,
         results=state["results"],
+        has_limit=KEY in state.get("timers", {}),
     )
