@@ -768,7 +768,7 @@ class Runtime:
         if ticked.ended:
             self._ended(session_id, Ended(session_id))
         if was_away and self._kernel.passivate(session_id):
-            self._snapshotter.forget(session_id)
+            self._left_memory(session_id)
         return ticked.next_due_at
 
     async def _stored_record(self, session_id: str) -> dict[str, Any] | None:
