@@ -1,37 +1,49 @@
-"""`python -m bench list`, `python -m bench run SCENARIO... [--json FILE]`."""
+"""`python -m bench list | run | compare | report | profile | peers | tour | readme`, from the root of a checkout."""
 
-import asyncio
-import json
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import cyclopts
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
+from sojourn.actors.errors import SojournError
+from sojourn.actors.session.model import Ack
+from sojourn.runtime.telemetry import configure_logging
 from sojourn.runtime.tuning import tune_process
 
-from . import harness
+from . import harness, tables
+from .results import RESULTS, read_results, write_results
+from .tour import STOPS, carry_out
 
 app = cyclopts.App(
     name="bench", help="Measures Sojourn on this machine; each scenario beside its own ceiling."
 )
+Whole = Annotated[int | None, Parameter(validator=Number(gte=1))]
+Real = Annotated[float | None, Parameter(validator=Number(gt=0))]
 
 
 @app.command(name="list")
 def list_() -> None:
     """The scenarios, and what each measures."""
     for name in harness.names():
-        print(f"{name:14} {' '.join((harness.load(name).__doc__ or '').split())}")
+        print(f"{name:18} {' '.join((harness.load(name).__doc__ or '').split())}")
 
 
 @app.command
 def run(
     *scenarios: str,
-    sessions: int | None = None,
-    clients: int | None = None,
-    operations: int | None = None,
-    rounds: int = 5,
+    sessions: Whole = None,
+    clients: Whole = None,
+    operations: Whole = None,
+    rounds: Annotated[int, Parameter(validator=Number(gte=1))] = 5,
+    rate: Real = None,
+    duration: Real = None,
+    ack: Ack = Ack.DURABLE,
+    redis: str | None = None,
+    loop: Literal["auto", "asyncio", "uvloop"] = "auto",
+    soak: bool = False,
     json: Path | None = None,
 ) -> int:
     """Run scenarios (all of them where none is named) and print medians and ratios.
@@ -41,55 +53,218 @@ def run(
         clients: how many asks are under way at once.
         operations: how many operations a round.
         rounds: how often ceiling and scenario are measured in turn.
-        json: write everything to this file.
+        rate: operations offered a second, in open-loop scenarios.
+        duration: how many seconds an open-loop scenario or the soak goes on.
+        ack: the level that durable asks ask for.
+        redis: the URL of a server for the mirror; a private one where none is named.
+        loop: the event loop of scenarios in process; auto is uvloop where it is installed.
+        soak: run the soak too, or alone where no scenario is named; an hour unless --duration says otherwise.
+        json: write everything to this file, what was measured before an interruption too.
+
+    Returns:
+        0; 1 where a scenario broke off; 2 for a mistake on the command line; 130 after Ctrl-C.
     """
-    tune_process()
-    options = harness.Options(sessions=sessions, clients=clients, operations=operations, rounds=rounds)
-    results = []
+    options = harness.Options(
+        sessions=sessions,
+        clients=clients,
+        operations=operations,
+        rounds=rounds,
+        rate_per_s=rate,
+        duration_s=duration,
+        ack=ack,
+        redis=redis,
+    )
     try:
-        for name in scenarios or harness.names():
-            results.append(harness.run(name, options, execute=_execute, said=_say))
+        stops = [(name, options) for name in chosen(scenarios, soak=soak)]
+        loop_name = harness.loop_name(loop)
+    except (ValueError, SojournError) as mistake:
+        return _fail(str(mistake))
+    _quiet()
+    code, results = carry_out(stops, loop_name, said=_say)
+    if json is not None and results:
+        write_results(json, results)
+        _say(f"bench: written to {json}")
+    return code
+
+
+def chosen(scenarios: tuple[str, ...], *, soak: bool) -> list[str]:
+    """Which scenarios are meant, each that needs a word of its own only with that word. Raises ValueError."""
+    kept_out = {name for name in harness.names() if getattr(harness.load(name), "NEEDS", None) == "soak"}
+    if scenarios:
+        for name in scenarios:
+            harness.load(name)
+        if (refused := sorted(kept_out & set(scenarios))) and not soak:
+            raise ValueError(f"{refused[0]} takes an hour: say --soak too, and --duration for less")
+        return list(scenarios)
+    return sorted(kept_out) if soak else [name for name in harness.names() if name not in kept_out]
+
+
+@app.command
+def tour(*, results: Path = RESULTS, loop: Literal["auto", "asyncio", "uvloop"] = "auto") -> int:
+    """Every scenario in small, in about five minutes; writes results, report.html and summary.md to a folder.
+
+    Args:
+        results: the folder, made when it is not there.
+        loop: as in `run`.
+
+    Returns:
+        As `run`.
+    """
+    try:
+        loop_name = harness.loop_name(loop)
+    except SojournError as mistake:
+        return _fail(str(mistake))
+    _quiet()
+    code, found = carry_out(STOPS, loop_name, said=_say)
+    if found:
+        write_results(results / "tour.json", found)
+        report(results=results)
+        (results / "summary.md").write_text(tables.targets_table(found))
+        _say(f"bench: written to {results}: tour.json, report.html, summary.md")
+    return code
+
+
+@app.command
+def compare(old: Path, new: Path) -> int:
+    """Two result files, scenario by scenario: how far apart their rounds lie, and whether that is shown.
+
+    Args:
+        old: a file that `run --json` or `tour` wrote.
+        new: another one.
+
+    Returns:
+        0; 2 where a file cannot be read.
+    """
+    try:
+        before, after = read_results(old), read_results(new)
     except ValueError as mistake:
-        _say(f"bench: {mistake}")
-        return 2
-    except KeyboardInterrupt:
-        _say("bench: interrupted; what was measured so far follows")
-    for result in results:
-        print(_line(result))
-    if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(_dump(results) + "\n")
+        return _fail(str(mistake))
+    print(tables.comparison(before, after))
     return 0
 
 
-def _execute(
-    measure: Callable[[harness.Options], Awaitable[harness.Measured]], options: harness.Options
-) -> harness.Measured:
-    async def once() -> harness.Measured:
-        return await measure(options)
+@app.command
+def report(*, results: Path = RESULTS) -> int:
+    """All result files of a folder as one HTML page with pictures, `report.html` in it.
 
-    return asyncio.run(once())
+    Args:
+        results: the folder.
+
+    Returns:
+        0; 2 where there is nothing to report.
+    """
+    from .report import page
+
+    try:
+        found = [one for path in sorted(results.glob("*.json")) for one in read_results(path)]
+    except ValueError as mistake:
+        return _fail(str(mistake))
+    if not found:
+        return _fail(f"there are no results in {results}; make some: python -m bench tour")
+    (results / "report.html").write_text(page(found))
+    _say(f"bench: written to {results / 'report.html'}")
+    return 0
+
+
+@app.command
+def profile(
+    scenario: str,
+    *,
+    sessions: Whole = None,
+    clients: Whole = None,
+    operations: Whole = None,
+    loop: Literal["auto", "asyncio", "uvloop"] = "auto",
+    json: Path | None = None,
+) -> int:
+    """Where a scenario's CPU goes, by stage and by function: its threads sampled a thousand times a second. Of a scenario
+    over HTTP, the server's.
+
+    Args:
+        scenario: which.
+        sessions: as in `run`.
+        clients: as in `run`.
+        operations: as in `run`.
+        loop: as in `run`.
+        json: write it to this file; `report` shows those in its folder.
+
+    Returns:
+        As `run`.
+    """
+    from .sampling import profiled
+
+    options = harness.Options(sessions=sessions, clients=clients, operations=operations)
+    try:
+        harness.load(scenario)
+        loop_name = harness.loop_name(loop)
+    except (ValueError, SojournError) as mistake:
+        return _fail(str(mistake))
+    _quiet()
+    try:
+        found = profiled(scenario, options, loop_name)
+    except SojournError as error:
+        _say(f"bench: {scenario}: {error}")
+        return 1
+    print(tables.profile_table(found))
+    if json is not None:
+        write_results(json, [found])
+    return 0
+
+
+@app.command
+def peers(*names: str, rounds: Annotated[int, Parameter(validator=Number(gte=1))] = 3) -> int:
+    """The same jobs done by other actor libraries, each in an environment of its own that uv makes, in turn with ours.
+
+    Args:
+        names: which (pykka, xoscar, thespian, ray); all of them where none is named.
+        rounds: how often each is measured, in turn with ours.
+
+    Returns:
+        0, also where one could not be installed, which is said; 2 for a name that is not known.
+    """
+    from .peers import measure_peers
+
+    _quiet()
+    try:
+        found = measure_peers(names, rounds, said=_say)
+    except ValueError as mistake:
+        return _fail(str(mistake))
+    print(tables.peers_table(found))
+    write_results(RESULTS / "peers.json", found)
+    return 0
+
+
+@app.command
+def readme(*, results: Path = RESULTS) -> int:
+    """Write the figures of the README and of docs/performance.md anew, from the results of `tour`.
+
+    Args:
+        results: the folder.
+
+    Returns:
+        0; 2 where there are no results, or the papers have no place for them.
+    """
+    from .papers import renew
+
+    try:
+        for path in renew(read_results(results / "tour.json")):
+            _say(f"bench: {path} has the figures of {results / 'tour.json'}")
+    except ValueError as mistake:
+        return _fail(str(mistake))
+    return 0
+
+
+def _quiet() -> None:
+    configure_logging(level="error")
+    tune_process()
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _dump(results: list[dict[str, Any]]) -> str:
-    return json.dumps(results, indent=2, sort_keys=True)
-
-
-def _line(result: dict[str, Any]) -> str:
-    line = (
-        f"{result['scenario']:14} {result['per_s']['median']:>12,.0f} {result['unit']}/s   "
-        f"ceiling {result['ceiling_per_s']['median']:>12,.0f}   ratio {result['ratio_to_ceiling']['median']:.2f} "
-        f"({result['ratio_to_ceiling']['min']:.2f}-{result['ratio_to_ceiling']['max']:.2f})"
-    )
-    if latency := result["latency_us"]:
-        line += f"   p50 {latency['p50']:,.0f} us  p99 {latency['p99']:,.0f} us"
-    for name, value in result["more"].items():
-        line += f"   {name} {value:,.0f}" if isinstance(value, int | float) else f"   {name} {value}"
-    return line
+def _fail(text: str) -> int:
+    _say(f"bench: {text}")
+    return 2
 
 
 if __name__ == "__main__":

@@ -1,52 +1,112 @@
 """Runs a scenario and its ceiling in alternation, in one process, and reports medians and their ratio.
 
 The machine is shared and noisy, so rates are ratios first: each round measures ceiling and scenario one after the other,
-and `ratio_to_ceiling` is the median of the rounds' ratios.
+and `ratio_to_ceiling` is the median of the rounds' ratios. What was measured is kept when a round breaks off.
 """
 
+import asyncio
 import gc
 import importlib
-import os
+import importlib.util
 import pkgutil
-import platform
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Awaitable, Callable
-from importlib.metadata import version
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
-from attrs import asdict, field, frozen
+from attrs import asdict, evolve, field, frozen
+
+from sojourn.actors.errors import SojournError
+from sojourn.actors.session.model import Ack
 
 from . import scenarios
+from .environment import environment as environment  # noqa: PLC0414 - the proofs take it from here
+from .figures import over_rounds, percentile, percentiles, summary
+
+LOOPS = ("auto", "asyncio", "uvloop")
+
+
+class Unavailable(SojournError):
+    """A scenario cannot be measured here: the message says what it needs."""
+
+    code = "bench_unavailable"
+
+
+class BrokenOff(SojournError):
+    """A measurement could not be carried to its end: the message says why."""
+
+    code = "bench_broken_off"
 
 
 @frozen(kw_only=True)
 class Options:
-    """What a run may vary. `sessions`, `clients` and `operations` of None: the scenario's own default."""
+    """What a run may vary. None: the scenario's own default.
+
+    Attributes:
+        sessions: how many sessions or actors take part.
+        clients: how many ask at once.
+        operations: how many operations a round.
+        rounds: how often ceiling and scenario are measured in turn.
+        rate_per_s: of an open-loop scenario: how many operations are offered a second.
+        duration_s: how long an open-loop scenario, or the soak, goes on.
+        ack: the level that durable asks ask for.
+        redis: the URL of a server for the mirror; None is a private one.
+        folder: what the scenario's `prepare` made.
+    """
 
     sessions: int | None = None
     clients: int | None = None
     operations: int | None = None
     rounds: int = 5
+    rate_per_s: float | None = None
+    duration_s: float | None = None
+    ack: Ack = Ack.DURABLE
+    redis: str | None = None
+    folder: Path | None = None
+
+    def described(self) -> dict[str, Any]:
+        """JSON values; without the folder, which is gone afterwards."""
+        found = asdict(self) | {"ack": self.ack.value}
+        del found["folder"]
+        return found
 
 
 @frozen(kw_only=True)
 class Measured:
-    """One measurement: `operations` done in `elapsed_s`, the CPU time of this process meanwhile, latencies in
-    microseconds (None: not an answered operation), and whatever else the scenario found."""
+    """One measurement.
+
+    Attributes:
+        operations: how many were done in `elapsed_s`.
+        cpu_s: CPU time of the process that did the work.
+        latencies_us: one an answered operation, in microseconds; empty: nothing was answered.
+        lag_us: how late the event loop was, looked at every 10 ms.
+        processes_cpu_s: CPU time of each other process, by name.
+        more: whatever else the scenario found.
+    """
 
     operations: int
     elapsed_s: float
     cpu_s: float
-    latencies_us: list[float] = field(factory=list, repr=False)
+    latencies_us: Sequence[float] = field(factory=list, repr=False)
+    lag_us: Sequence[float] = field(factory=list, repr=False)
+    processes_cpu_s: dict[str, float] = field(factory=dict)
     more: dict[str, Any] = field(factory=dict)
 
     @property
     def per_s(self) -> float:
         return self.operations / self.elapsed_s
+
+    def figure(self, name: str) -> float:
+        """What a scenario is judged by: `per_s`, `p99_us`, `cpu_us` (an operation), `elapsed_s`, or one of `more`."""
+        if name == "per_s":
+            return self.per_s
+        if name == "p99_us":
+            return percentile(sorted(self.latencies_us), 0.99)
+        if name == "cpu_us":
+            return self.cpu_s / self.operations * 1e6
+        return self.elapsed_s if name == "elapsed_s" else float(self.more[name])
 
 
 class Stopwatch:
@@ -73,74 +133,177 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f".scenarios.{name.replace('-', '_')}", __package__)
 
 
-def run(
-    name: str,
-    options: Options,
-    *,
-    execute: Callable[[Callable[[Options], Awaitable[Measured]], Options], Measured],
-    said: Callable[[str], None],
-) -> dict[str, Any]:
-    """Run one scenario; returns its result as JSON values.
+def loop_name(asked: str = "auto") -> str:
+    """Which event loop `asked` means: `auto` is uvloop where it is installed, as in `sojourn serve`.
+
+    Raises:
+        Unavailable: uvloop was asked for, and is not installed.
+    """
+    there = importlib.util.find_spec("uvloop") is not None
+    if asked == "uvloop" and not there:
+        raise Unavailable("uvloop is not installed; pip install 'sojourn[uvloop]', or --loop asyncio")
+    return "uvloop" if there and asked != "asyncio" else "asyncio"
+
+
+def execute(measure: Callable[[Options], Awaitable[Any]], options: Options, loop: str = "asyncio") -> Any:
+    """Run one measurement on a new event loop."""
+
+    async def once() -> Any:
+        return await measure(options)
+
+    factory = None
+    if loop == "uvloop":
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(once())
+
+
+class Run:
+    """One scenario's rounds. `result` may be asked for at any time, also when a round was broken off.
 
     Args:
-        execute: runs one async measurement to its end.
-        said: is told of each round.
+        loop: `asyncio` or `uvloop`.
     """
-    scenario = load(name)
-    ceilings, measured, ratios = [], [], []
-    execute(scenario.measure, options)  # warm-up: imports, caches, the disk's first allocations
-    for number in range(options.rounds):
+
+    def __init__(self, name: str, options: Options, loop: str = "asyncio") -> None:
+        self.name = name
+        self.scenario = load(name)
+        self.broken_off: str | None = None
+        self._options = options
+        self._loop = loop
+        self._ceilings: list[Measured] = []
+        self._measured: list[Measured] = []
+
+    @property
+    def compared(self) -> str:
+        """By which figure the scenario is held against its ceiling."""
+        return getattr(self.scenario, "COMPARED", "per_s")
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.compared != "per_s"
+
+    @property
+    def rounds_done(self) -> int:
+        return len(self._measured)
+
+    def carry_out(self, said: Callable[[str], None]) -> None:
+        """All rounds. `said` is told of each. An error of a store or of the scenario ends them, and `broken_off` says
+        which; anything else, Ctrl-C too, leaves as it came, and what was measured stays.
+
+        Raises:
+            Unavailable: nothing was measured, and why it cannot be.
+        """
+        options = self._options
+        try:
+            with self._prepared(options) as options:
+                if getattr(self.scenario, "WARM_UP", True):
+                    # Imports, caches, the disk's first allocations.
+                    execute(
+                        getattr(self.scenario, "both", None) or self.scenario.measure, options, self._loop
+                    )
+                for number in range(options.rounds):
+                    self._round(options)
+                    said(f"{self.name} round {number + 1}/{options.rounds}: {self._told()}")
+        except Unavailable:
+            raise
+        except (SojournError, OSError) as error:
+            self.broken_off = f"{type(error).__name__}: {error}"
+        except BaseExceptionGroup as group:
+            told, other = group.split((SojournError, OSError))
+            if other is not None or told is None:
+                raise
+            self.broken_off = "; ".join(f"{type(error).__name__}: {error}" for error in told.exceptions)
+
+    def _prepared(self, options: Options) -> AbstractContextManager[Options]:
+        prepare = getattr(self.scenario, "prepare", None)
+        return nullcontext(options) if prepare is None else _prepared(prepare, options, self._loop)
+
+    def _round(self, options: Options) -> None:
         gc.collect()
-        ceiling = execute(scenario.ceiling, options)
-        gc.collect()
-        real = execute(scenario.measure, options)
-        ceilings.append(ceiling)
-        measured.append(real)
-        ratios.append(real.per_s / ceiling.per_s)
-        said(
-            f"{name} round {number + 1}/{options.rounds}: {real.per_s:,.0f} {scenario.UNIT}/s, "
-            f"ceiling {ceiling.per_s:,.0f}, ratio {ratios[-1]:.2f}"
+        both = getattr(self.scenario, "both", None)
+        if both is not None:
+            real, ceiling = execute(both, options, self._loop)
+        else:
+            ceiling = execute(self.scenario.ceiling, options, self._loop)
+            gc.collect()
+            real = execute(self.scenario.measure, options, self._loop)
+        for one in (real, ceiling):
+            if one.operations <= 0 or one.elapsed_s <= 0 or one.figure(self.compared) <= 0:
+                raise BrokenOff(
+                    f"too little was done to measure ({one}); give more --sessions or --operations"
+                )
+        # Both at once, or an interruption between the two would leave half a round.
+        self._ceilings, self._measured = [*self._ceilings, ceiling], [*self._measured, real]
+
+    def _ratios(self) -> list[float]:
+        name = self.compared
+        return [
+            real.figure(name) / ceiling.figure(name)
+            for real, ceiling in zip(self._measured, self._ceilings, strict=True)
+        ]
+
+    def _told(self) -> str:
+        name, real, ceiling = self.compared, self._measured[-1], self._ceilings[-1]
+        unit = f" {self.scenario.UNIT}/s" if name == "per_s" else f" {name}"
+        return (
+            f"{real.figure(name):,.{0 if real.figure(name) >= 100 else 2}f}{unit}, "
+            f"ceiling {ceiling.figure(name):,.{0 if ceiling.figure(name) >= 100 else 2}f}, "
+            f"ratio {self._ratios()[-1]:.2f}"
         )
-    return {
-        "scenario": name,
-        "what": " ".join((scenario.__doc__ or "").split()),
-        "unit": scenario.UNIT,
-        "options": asdict(options),
-        "per_s": _summary([one.per_s for one in measured]),
-        "ceiling_per_s": _summary([one.per_s for one in ceilings]),
-        "ratio_to_ceiling": _summary(ratios),
-        "cpu_us_per_operation": _summary([one.cpu_s / one.operations * 1e6 for one in measured]),
-        "latency_us": _percentiles([latency for one in measured for latency in one.latencies_us]),
-        "ceiling_latency_us": _percentiles([latency for one in ceilings for latency in one.latencies_us]),
-        "more": measured[-1].more,
-        "environment": environment(),
-    }
+
+    def result(self) -> dict[str, Any] | None:
+        """JSON values; None where not one round was finished."""
+        if not self._measured:
+            return None
+        measured, ceilings, name = self._measured, self._ceilings, self.compared
+        ratios = self._ratios()
+        return {
+            "scenario": self.name,
+            "what": " ".join((self.scenario.__doc__ or "").split()),
+            "unit": self.scenario.UNIT,
+            "options": self._options.described(),
+            "loop": self._loop,
+            "compared": {"figure": name, "better": "lower" if self.lower_is_better else "higher"},
+            "figure": summary([one.figure(name) for one in measured]),
+            "ceiling_figure": summary([one.figure(name) for one in ceilings]),
+            "ratio_to_ceiling": summary(ratios),
+            "per_s": summary([one.per_s for one in measured]),
+            "ceiling_per_s": summary([one.per_s for one in ceilings]),
+            "cpu_us_per_operation": summary([one.figure("cpu_us") for one in measured]),
+            "processes_cpu_us_per_operation": _processes(measured),
+            "latency_us": over_rounds([percentiles(one.latencies_us) for one in measured]),
+            "ceiling_latency_us": over_rounds([percentiles(one.latencies_us) for one in ceilings]),
+            "lag_us": over_rounds([percentiles(one.lag_us) for one in measured]),
+            "more": measured[-1].more,
+            "rounds": [
+                {
+                    "figure": real.figure(name),
+                    "ceiling_figure": ceiling.figure(name),
+                    "ratio_to_ceiling": ratio,
+                    "latency_us": percentiles(real.latencies_us),
+                    "more": real.more,
+                }
+                for real, ceiling, ratio in zip(measured, ceilings, ratios, strict=True)
+            ],
+            "broken_off": self.broken_off,
+            "environment": environment(),
+        }
 
 
-def _summary(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
+def _processes(measured: Sequence[Measured]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for one in measured:
+        for name, cpu_s in one.processes_cpu_s.items():
+            found.setdefault(name, []).append(cpu_s / one.operations * 1e6)
+    return {name: summary(values)["median"] for name, values in found.items()}
 
 
-def _percentiles(latencies: list[float]) -> dict[str, float] | None:
-    if not latencies:
-        return None
-    ordered = sorted(latencies)
-    last = len(ordered) - 1
-    points = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
-    return {name: round(ordered[round(share * last)], 1) for name, share in points.items()}
-
-
-def environment() -> dict[str, Any]:
-    """What a figure needs beside it: machine, versions, commit."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return {
-        "python": sys.version.split()[0],
-        "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "load_1min": os.getloadavg()[0],
-        "sojourn": version("sojourn"),
-        "commit": git.stdout.strip() or None,
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+@contextmanager
+def _prepared(
+    prepare: Callable[[Options, str], AbstractContextManager[Path]], options: Options, loop: str
+) -> Iterator[Options]:
+    with prepare(options, loop) as folder:
+        yield evolve(options, folder=folder)

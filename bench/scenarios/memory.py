@@ -1,15 +1,15 @@
-"""Live sessions with 20 events each in one process (10,000): `bytes_a_session` is the growth of resident memory, each
-measured in a process of its own. The ceiling is the folded states alone, without kernel, journal index or catalog."""
+"""Memory of live sessions with 20 events each (10,000), by the growth of resident memory, in a process of its own:
+`bytes_a_session` at rest in memory; `active_bytes` while each has an ask under way; `passivated_bytes` once all have left
+memory, when the journal's index is what remains. The ceiling is the folded states alone."""
 
 import asyncio
-import gc
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
+
+import anyio
 
 from sojourn.actors.session.commands import (
     AppendLog,
@@ -22,39 +22,48 @@ from sojourn.actors.session.commands import (
 )
 from sojourn.actors.session.core import apply, decide
 from sojourn.actors.session.model import CaseOutcome, Limits, SessionState
-from sojourn.runtime.runtime import Runtime
-from sojourn.runtime.settings import Settings
 from sojourn.runtime.telemetry import configure_logging
 from sojourn.runtime.tuning import tune_process
 
-from ..harness import Measured, Options, Stopwatch
+from ..environment import ROOT
+from ..harness import BrokenOff, Measured, Options, Stopwatch
+from ..live import SOURCE, at_once, open_runtime, progress
+from ..memory import resident_bytes
 
 UNIT = "events"
+COMPARED = "bytes_a_session"
+WARM_UP = False
 SESSIONS = 10_000
 EVENTS = 20
+# Longer than filling takes; then the runtime's own passivation is hurried.
+PASSIVATE_AFTER_S = 600.0
 
 
 async def measure(options: Options) -> Measured:
-    return await _in_a_process("live", options)
+    return _in_a_process("live", options)
 
 
 async def ceiling(options: Options) -> Measured:
-    return await _in_a_process("states", options)
+    return _in_a_process("states", options)
 
 
-async def _in_a_process(what: str, options: Options) -> Measured:
+def _in_a_process(what: str, options: Options) -> Measured:
+    """Not async: nothing else runs meanwhile."""
     sessions = options.sessions or SESSIONS
-    done = subprocess.run(  # noqa: ASYNC221 - nothing else runs meanwhile
+    done = subprocess.run(
         [sys.executable, "-m", "bench.scenarios.memory", what, str(sessions)],
-        stdout=subprocess.PIPE,
-        check=True,
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
     )
+    if done.returncode:
+        raise BrokenOff(f"the measured process ended with {done.returncode}: {done.stderr.decode()[-500:]}")
     found = json.loads(done.stdout)
     return Measured(
         operations=sessions * EVENTS,
         elapsed_s=found["elapsed_s"],
         cpu_s=found["cpu_s"],
-        more={"sessions": sessions, "bytes_a_session": found["grown_bytes"] / sessions},
+        more={"sessions": sessions} | {name: found[name] / sessions for name in found if "bytes" in name},
     )
 
 
@@ -80,36 +89,66 @@ def commands(session: int) -> Iterator[Command]:
 
 
 async def _live(sessions: int) -> dict[str, float]:
-    with TemporaryDirectory(prefix="sojourn-bench-", dir=Path.cwd()) as folder:
-        async with Runtime.open(
-            Settings(data_dir=Path(folder), passivate_after_s=3600.0, mirror="none")
-        ) as runtime:
+    async with open_runtime(passivate_after_s=PASSIVATE_AFTER_S) as runtime:
+        ids: list[str] = []
 
-            async def session(number: int) -> None:
-                record, _ = await runtime.create(
-                    Command("session.create", Create(plan="bench", title=f"s{number}"))
-                )
-                session_id = record["session_id"]
-                await runtime.ask(session_id, Command("session.start", Start()))
-                for n, command in enumerate(commands(number), 1):
-                    command.source, command.n = "rec-0123456789abcdef", n
-                    await runtime.ask(session_id, command)
+        async def session(number: int) -> None:
+            record, _ = await runtime.create(
+                Command("session.create", Create(plan="bench", title=f"s{number}"))
+            )
+            session_id = record["session_id"]
+            await runtime.ask(session_id, Command("session.start", Start()))
+            for n, command in enumerate(commands(number), 1):
+                command.source, command.n = SOURCE, n
+                await runtime.ask(session_id, command)
+            ids.append(session_id)
 
-            await session(0)
-            before = _resident_bytes()
-            with Stopwatch() as watch:
-                for first in range(1, sessions + 1, 256):
-                    await asyncio.gather(*[session(n) for n in range(first, min(first + 256, sessions + 1))])
-            return {
-                "grown_bytes": _resident_bytes() - before,
-                "elapsed_s": watch.elapsed_s,
-                "cpu_s": watch.cpu_s,
-            }
+        await session(0)
+        ids.clear()
+        before = resident_bytes()
+        with Stopwatch() as watch:
+            await at_once(session, sessions)
+        resting = resident_bytes() - before
+        asks = [asyncio.create_task(runtime.ask(session_id, progress(EVENTS - 1))) for session_id in ids]
+        await asyncio.sleep(0)  # each has taken its place in a mailbox
+        active = resident_bytes() - before
+        await asyncio.gather(*asks)
+        asks.clear()
+    return {
+        "bytes_a_session": resting,
+        "active_bytes": active,
+        "passivated_bytes": await _passivated(sessions),
+        "elapsed_s": watch.elapsed_s,
+        "cpu_s": watch.cpu_s,
+    }
+
+
+async def _passivated(sessions: int) -> float:
+    """Filled as before, in a runtime that lets sessions go at once."""
+    async with open_runtime(passivate_after_s=0.5) as runtime:
+
+        async def session(number: int) -> None:
+            record, _ = await runtime.create(
+                Command("session.create", Create(plan="bench", title=f"s{number}"))
+            )
+            await runtime.ask(record["session_id"], Command("session.start", Start()))
+            lines = list(commands(number))
+            for n, command in enumerate(lines, 1):
+                command.source, command.n = SOURCE, n
+            await runtime.ask_batch(record["session_id"], lines)
+
+        await session(0)
+        before = resident_bytes()
+        await at_once(session, sessions)
+        tiering_alone = 1
+        while runtime.statistics().kernel.actors > tiering_alone:
+            await anyio.sleep(0.1)
+        return resident_bytes() - before
 
 
 async def _states(sessions: int) -> dict[str, float]:
     limits, now, kept = Limits(), datetime.now(UTC), []
-    before = _resident_bytes()
+    before = resident_bytes()
     with Stopwatch() as watch:
         for number in range(sessions):
             state = SessionState(session_id=f"sess_{number:032x}")
@@ -121,15 +160,11 @@ async def _states(sessions: int) -> dict[str, float]:
                 for event in decide(state, command, now=now, limits=limits):
                     apply(state, event, limits=limits)
             kept.append(state)
-    return {"grown_bytes": _resident_bytes() - before, "elapsed_s": watch.elapsed_s, "cpu_s": watch.cpu_s}
-
-
-def _resident_bytes() -> int:
-    gc.collect()
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("this system does not tell a process's resident memory")
+    return {
+        "bytes_a_session": resident_bytes() - before,
+        "elapsed_s": watch.elapsed_s,
+        "cpu_s": watch.cpu_s,
+    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,156 @@
+"""Where CPU goes: a thread that looks at all others a thousand times a second and charges each one's CPU since the last look
+(pthread_getcpuclockid(3)) to the function that it is in. What waits costs nothing and is charged nothing; C code is charged to
+the Python function that called it.
+
+`python -m bench.sampling FILE serve ...` runs `sojourn` so and writes what it found to FILE at its end.
+"""
+
+import json
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+from .environment import environment
+from .harness import Options, execute, load
+from .live import work_folder
+
+EVERY_S = 0.001
+FUNCTIONS_SHOWN = 15
+
+# The innermost frame of these decides; the first that fits, in this order.
+STAGES: tuple[tuple[str, str], ...] = (
+    ("/actors/kernel/", "kernel: mailboxes, scheduler, wheel"),
+    ("/actors/session/codec", "encoding of events"),
+    ("/actors/session/wire", "reading of commands from outside"),
+    ("/actors/session/", "deciding and applying"),
+    ("/actors/commit", "group commit"),
+    ("/runtime/stores/mirror", "mirror"),
+    ("/runtime/stores/redis", "mirror"),
+    ("/runtime/stores/", "journal, catalog and other stores"),
+    ("/runtime/bridge", "journal, catalog and other stores"),
+    ("/runtime/", "runtime: publication, projections"),
+    ("/http/", "facade"),
+    ("/starlette/", "Starlette"),
+    ("/uvicorn/", "uvicorn"),
+    ("/bench/", "load generator, and what it calls"),
+    ("/asyncio/", "event loop"),
+    ("/uvloop/", "event loop"),
+    ("/anyio/", "event loop"),
+)
+OTHER = "everything else"
+
+
+def stage_of(path: str) -> str:
+    """Which stage a source file belongs to."""
+    path = path.replace("\\", "/").replace("/bench/runtime/", "/runtime/")
+    return next((stage for part, stage in STAGES if part in path), OTHER)
+
+
+class Sampler:
+    """Samples every other thread of this process while it is entered."""
+
+    def __enter__(self) -> Self:
+        self.by_function: Counter[tuple[str, str]] = Counter()
+        self.samples = 0
+        self._clocks: dict[int, tuple[int, float]] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="sampler", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        ours = threading.get_ident()
+        while not self._stop.wait(EVERY_S):
+            for ident, frame in sys._current_frames().items():
+                if ident != ours:
+                    self._charge(ident, frame)
+
+    def _charge(self, ident: int, frame: FrameType) -> None:
+        try:
+            clock = self._clocks[ident][0] if ident in self._clocks else time.pthread_getcpuclockid(ident)
+            now = time.clock_gettime(clock)
+        except OSError:  # it has just ended
+            self._clocks.pop(ident, None)
+            return
+        spent_s = now - self._clocks[ident][1] if ident in self._clocks else 0.0
+        self._clocks[ident] = clock, now
+        if spent_s > 0:
+            self.samples += 1
+            self.by_function[frame.f_code.co_filename, frame.f_code.co_qualname] += spent_s  # type: ignore[assignment]
+
+    def found(self) -> dict[str, Any]:
+        """JSON values: shares by stage and by function, the largest first."""
+        total = sum(self.by_function.values()) or 1e-9
+        stages: Counter[str] = Counter()
+        for (path, _), spent_s in self.by_function.items():
+            stages[stage_of(path)] += spent_s
+        return {
+            "cpu_s": total,
+            "samples": self.samples,
+            "stages": {stage: spent_s / total for stage, spent_s in stages.most_common()},
+            "functions": {
+                f"{name} ({'/'.join(Path(path).parts[-3:])})": spent_s / total
+                for (path, name), spent_s in self.by_function.most_common(FUNCTIONS_SHOWN)
+            },
+        }
+
+
+def profiled(name: str, options: Options, loop: str) -> dict[str, Any]:
+    """One round of the scenario, sampled; of a scenario over HTTP, its server. Raises what its round raises."""
+    scenario = load(name)
+    measure = getattr(scenario, "both", None) or scenario.measure
+    with ExitStack() as stack:
+        if hasattr(scenario, "prepare"):
+            folder = stack.enter_context(scenario.prepare(options, loop))
+            options = Options(**{**_given(options), "folder": folder})
+        if name.startswith(("http-", "sse")):
+            from . import processes
+
+            out = stack.enter_context(work_folder()) / "profile.json"
+            stack.enter_context(processes.sampled(out))
+            execute(measure, options, loop)
+            found = json.loads(out.read_text())
+        else:
+            with Sampler() as sampler:
+                execute(measure, options, loop)
+            found = sampler.found()
+    return {
+        "scenario": name,
+        "profile": True,
+        "options": options.described(),
+        "loop": loop,
+        "environment": environment(),
+        **found,
+    }
+
+
+def _given(options: Options) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("sessions", "clients", "operations")}
+
+
+def main(out: Path, arguments: list[str]) -> int:
+    """`sojourn` with these arguments, sampled from here to its end."""
+    from sojourn.cli import main as sojourn
+
+    sys.argv = ["sojourn", *arguments]
+    code = 0
+    with Sampler() as sampler:
+        try:
+            sojourn()
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else 1
+    out.write_text(json.dumps(sampler.found()))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

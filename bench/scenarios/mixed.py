@@ -1,0 +1,124 @@
+"""Whole test runs among 1,000 live sessions (--sessions), 2 % of which are hot: each hot one is created, reports 48 log lines,
+results, samples and progress, is completed, and another takes its place. Events a second against the skeleton that writes
+the same; the latencies are of the same work offered at half that rate, from the intended moment."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from sojourn.actors.session.model import Ack
+from sojourn.runtime.runtime import Runtime
+
+from ..harness import Measured, Options, Stopwatch
+from ..live import completed, new_session, new_sessions, open_runtime, told
+from ..pace import LagMeter, offer
+from ..skeleton import skeleton
+
+UNIT = "events"
+WARM_UP = False
+SESSIONS = 1_000
+HOT_SHARE = 0.02
+HOT_MIN, HOT_MAX = 16, 1_000
+EVENTS = 48
+# Beside its reports, a session's life is: created, started, completed.
+LIFE_EVENTS = EVENTS + 3
+OPERATIONS = 50_000
+DURATION_S = 3.0
+
+
+def hot(options: Options) -> int:
+    """How many sessions report at once."""
+    sessions = options.sessions or SESSIONS
+    return options.clients or min(sessions, max(HOT_MIN, min(HOT_MAX, round(sessions * HOT_SHARE))))
+
+
+def runs_each(options: Options) -> int:
+    """How many sessions, one after the other, each hot place goes through."""
+    return max(1, (options.operations or OPERATIONS) // (hot(options) * LIFE_EVENTS))
+
+
+async def one_run(runtime: Runtime, ack: Ack) -> None:
+    """A session from its creation to its end."""
+    session_id = await new_session(runtime)
+    for n in range(1, EVENTS + 1):
+        await runtime.ask(session_id, told(n), ack=ack)
+    await runtime.ask(session_id, completed(EVENTS + 1), ack=ack)
+
+
+async def measure(options: Options) -> Measured:
+    async with open_runtime(passivate_after_s=3_600.0) as runtime:
+        await new_sessions(runtime, options.sessions or SESSIONS)
+        places, runs = hot(options), runs_each(options)
+
+        async def place() -> None:
+            for _ in range(runs):
+                await one_run(runtime, options.ack)
+
+        with Stopwatch() as watch:
+            await asyncio.gather(*[place() for _ in range(places)])
+        events = places * runs * LIFE_EVENTS
+        rate_per_s = options.rate_per_s or events / watch.elapsed_s / 2
+        hands = Hands(runtime, options.ack, await new_sessions(runtime, places))
+        async with LagMeter() as lag:
+            offered = await offer(
+                hands.act, rate_per_s=rate_per_s, duration_s=options.duration_s or DURATION_S
+            )
+    more: dict[str, Any] = {
+        "hot": places,
+        "offered_per_s": rate_per_s,
+        "reached_per_s": offered.reached_per_s,
+        "runs_completed": hands.completed,
+    }
+    if (said := offered.told()) is not None:
+        more["told"] = said
+    return Measured(
+        operations=events,
+        elapsed_s=watch.elapsed_s,
+        cpu_s=watch.cpu_s,
+        latencies_us=offered.latencies_us,
+        lag_us=lag.lag_us,
+        more=more,
+    )
+
+
+class Hands:
+    """The same work in single steps, each of which can be due at any moment, whether or not those before are answered.
+
+    A place whose session is complete goes on with one that was created meanwhile: each completion is followed by the
+    creation of a session, which waits among the spares."""
+
+    def __init__(self, runtime: Runtime, ack: Ack, ids: list[str]) -> None:
+        self._runtime = runtime
+        self._ack = ack
+        self._places = [(session_id, 0) for session_id in ids]
+        self._spares: list[str] = []
+        self._next: list[Callable[[], Awaitable[None]]] = []
+        self.completed = 0
+
+    async def act(self, number: int) -> None:
+        """The step of the `number`-th moment."""
+        if self._next:
+            await self._next.pop()()
+            return
+        place = number % len(self._places)
+        session_id, done = self._places[place]
+        if done < EVENTS:
+            self._places[place] = session_id, done + 1
+            await self._runtime.ask(session_id, told(done + 1), ack=self._ack)
+            return
+        # Its place is taken before the answer: what is due meanwhile belongs to the next one.
+        if self._spares:
+            self._places[place] = self._spares.pop(), 0
+            self._next.append(self._create)
+            self.completed += 1
+            await self._runtime.ask(session_id, completed(EVENTS + 1), ack=self._ack)
+        else:
+            await self._create()
+
+    async def _create(self) -> None:
+        self._spares.append(await new_session(self._runtime))
+
+
+async def ceiling(options: Options) -> Measured:
+    each = runs_each(options) * LIFE_EVENTS
+    return await skeleton([map(told, range(1, each + 1)) for _ in range(hot(options))])
