@@ -42,6 +42,7 @@ def run(
     duration: Real = None,
     ack: Ack = Ack.DURABLE,
     redis: str | None = None,
+    warm_up: bool = True,
     loop: Literal["auto", "asyncio", "uvloop"] = "auto",
     soak: bool = False,
     json: Path | None = None,
@@ -57,6 +58,7 @@ def run(
         duration: how many seconds an open-loop scenario or the soak goes on.
         ack: the level that durable asks ask for.
         redis: the URL of a server for the mirror; a private one where none is named.
+        warm_up: one round first that is not counted.
         loop: the event loop of scenarios in process; auto is uvloop where it is installed.
         soak: run the soak too, or alone where no scenario is named; an hour unless --duration says otherwise.
         json: write everything to this file, what was measured before an interruption too.
@@ -73,6 +75,7 @@ def run(
         duration_s=duration,
         ack=ack,
         redis=redis,
+        warm_up=warm_up,
     )
     try:
         stops = [(name, options) for name in chosen(scenarios, soak=soak)]

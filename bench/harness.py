@@ -53,6 +53,7 @@ class Options:
         duration_s: how long an open-loop scenario, or the soak, goes on.
         ack: the level that durable asks ask for.
         redis: the URL of a server for the mirror; None is a private one.
+        warm_up: one round first that is not counted.
         folder: what the scenario's `prepare` made.
     """
 
@@ -64,12 +65,13 @@ class Options:
     duration_s: float | None = None
     ack: Ack = Ack.DURABLE
     redis: str | None = None
+    warm_up: bool = True
     folder: Path | None = None
 
     def described(self) -> dict[str, Any]:
-        """JSON values; without the folder, which is gone afterwards."""
+        """JSON values, of what makes a difference to the figures."""
         found = asdict(self) | {"ack": self.ack.value}
-        del found["folder"]
+        del found["folder"], found["warm_up"]
         return found
 
 
@@ -199,7 +201,7 @@ class Run:
         options = self._options
         try:
             with self._prepared(options) as options:
-                if getattr(self.scenario, "WARM_UP", True):
+                if options.warm_up and getattr(self.scenario, "WARM_UP", True):
                     # Imports, caches, the disk's first allocations.
                     execute(
                         getattr(self.scenario, "both", None) or self.scenario.measure, options, self._loop

@@ -9,20 +9,19 @@ import json
 import sys
 import threading
 import time
-from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from .environment import environment
+from .environment import ROOT, environment
 from .harness import Options, execute, load
 from .live import work_folder
 
 EVERY_S = 0.001
 FUNCTIONS_SHOWN = 15
 
-# The innermost frame of these decides; the first that fits, in this order.
+# The innermost frame that is of one of these decides; of one frame, the first that fits.
 STAGES: tuple[tuple[str, str], ...] = (
     ("/actors/kernel/", "kernel: mailboxes, scheduler, wheel"),
     ("/actors/session/codec", "encoding of events"),
@@ -44,18 +43,34 @@ STAGES: tuple[tuple[str, str], ...] = (
 )
 OTHER = "everything else"
 
+Key = TypeVar("Key")
 
-def stage_of(path: str) -> str:
-    """Which stage a source file belongs to."""
-    path = path.replace("\\", "/").replace("/bench/runtime/", "/runtime/")
-    return next((stage for part, stage in STAGES if part in path), OTHER)
+
+def stage_of(path: str) -> str | None:
+    """Which stage a source file belongs to; None where it may belong to any, as the standard library's do."""
+    # Where the checkout lies says nothing.
+    path = path.removeprefix(str(ROOT))
+    return next((stage for part, stage in STAGES if part in path), None)
+
+
+def stage_of_frame(frame: FrameType | None) -> str | None:
+    """The stage that a thread is in; None while it imports: that is a start's, and not the scenario's."""
+    found = None
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path.startswith("<frozen importlib"):
+            return None
+        found = found or stage_of(path)
+        frame = frame.f_back
+    return found or OTHER
 
 
 class Sampler:
     """Samples every other thread of this process while it is entered."""
 
     def __enter__(self) -> Self:
-        self.by_function: Counter[tuple[str, str]] = Counter()
+        self.by_function: dict[tuple[str, str], float] = {}
+        self.by_stage: dict[str, float] = {}
         self.samples = 0
         self._clocks: dict[int, tuple[int, float]] = {}
         self._stop = threading.Event()
@@ -83,25 +98,30 @@ class Sampler:
             return
         spent_s = now - self._clocks[ident][1] if ident in self._clocks else 0.0
         self._clocks[ident] = clock, now
-        if spent_s > 0:
+        stage = stage_of_frame(frame) if spent_s > 0 else None
+        if stage is not None:
+            function = frame.f_code.co_filename, frame.f_code.co_qualname
             self.samples += 1
-            self.by_function[frame.f_code.co_filename, frame.f_code.co_qualname] += spent_s  # type: ignore[assignment]
+            self.by_stage[stage] = self.by_stage.get(stage, 0.0) + spent_s
+            self.by_function[function] = self.by_function.get(function, 0.0) + spent_s
 
     def found(self) -> dict[str, Any]:
         """JSON values: shares by stage and by function, the largest first."""
-        total = sum(self.by_function.values()) or 1e-9
-        stages: Counter[str] = Counter()
-        for (path, _), spent_s in self.by_function.items():
-            stages[stage_of(path)] += spent_s
+        total = sum(self.by_stage.values()) or 1e-9
+        functions = _largest(self.by_function)[:FUNCTIONS_SHOWN]
         return {
             "cpu_s": total,
             "samples": self.samples,
-            "stages": {stage: spent_s / total for stage, spent_s in stages.most_common()},
+            "stages": {stage: spent_s / total for stage, spent_s in _largest(self.by_stage)},
             "functions": {
                 f"{name} ({'/'.join(Path(path).parts[-3:])})": spent_s / total
-                for (path, name), spent_s in self.by_function.most_common(FUNCTIONS_SHOWN)
+                for (path, name), spent_s in functions
             },
         }
+
+
+def _largest(spent: dict[Key, float]) -> list[tuple[Key, float]]:
+    return sorted(spent.items(), key=lambda item: -item[1])
 
 
 def profiled(name: str, options: Options, loop: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ async def spawn(pool: str, actors: int) -> float:
 
 
 async def main() -> None:
-    pool = await xo.create_actor_pool("test://bench", n_process=0)
+    pool = await xo.create_actor_pool("127.0.0.1", n_process=0)
     async with pool:
         address = pool.external_address
         per_s = {

@@ -2,21 +2,13 @@
 bytes each), against the bare script call: the same script and arguments, packed beforehand, sent through a socket."""
 
 import asyncio
-import shutil
 import time
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
-import hiredis
 
 from sojourn.actors.ports import MirrorAnswer, MirrorUpdate
-from sojourn.runtime.stores.mirror_keys import NAMESPACE, session_key
-from sojourn.runtime.stores.mirror_redis import TTL_S, RedisMirror
-from sojourn.runtime.stores.mirror_scripts import APPLY
-from sojourn.runtime.stores.redis_lane import pack
-from sojourn.runtime.valkey import PrivateValkey
+from sojourn.runtime.stores.mirror_redis import RedisMirror
 
-from ..harness import Measured, Options, Stopwatch
+from ..bare_redis import NAMESPACE, BareScript, memory_bytes, packed, server
+from ..harness import BrokenOff, Measured, Options, Stopwatch
 
 UNIT = "commits"
 OPERATIONS = 50_000
@@ -42,17 +34,18 @@ def batches(options: Options) -> list[list[MirrorUpdate]]:
         )
         for number in range(total)
     ]
-    return [updates[start : start + BATCH] for start in range(0, total, BATCH)]
+    # A session is in a batch once.
+    size = min(BATCH, sessions)
+    return [updates[start : start + size] for start in range(0, total, size)]
 
 
 async def measure(options: Options) -> Measured:
     work = batches(options)
     latencies: list[float] = []
-    with TemporaryDirectory(prefix="sojourn-bench-") as folder:
-        valkey = await PrivateValkey.start(Path(folder))
-        mirror = await RedisMirror.open(valkey.url)
+    async with server(options) as url:
+        mirror = await RedisMirror.open(url, namespace=NAMESPACE)
         try:
-            empty = await memory_bytes(valkey)
+            empty = memory_bytes(url)
             under_way = asyncio.Semaphore(UNDER_WAY)
 
             async def apply(batch: list[MirrorUpdate]) -> None:
@@ -60,18 +53,19 @@ async def measure(options: Options) -> Measured:
                 answers = await mirror.apply(batch)
                 latencies.append((time.perf_counter() - began) * 1e6)
                 under_way.release()
-                assert set(answers) == {MirrorAnswer.OK}
+                if set(answers) != {MirrorAnswer.OK}:
+                    raise BrokenOff(
+                        f"the mirror answered {set(answers)}; it lost data, or somebody else writes there"
+                    )
 
             with Stopwatch() as watch:
                 async with asyncio.TaskGroup() as tasks:
                     for batch in work:
                         await under_way.acquire()
                         tasks.create_task(apply(batch))
-            more = await memory_of_sessions(valkey, mirror, empty, work)
+            more = await memory_of_sessions(url, mirror, empty, work)
         finally:
             await mirror.close()
-            await valkey.close()
-            shutil.rmtree(valkey.folder)
     return Measured(
         operations=sum(map(len, work)),
         elapsed_s=watch.elapsed_s,
@@ -82,13 +76,13 @@ async def measure(options: Options) -> Measured:
 
 
 async def memory_of_sessions(
-    valkey: PrivateValkey, mirror: RedisMirror, empty: int, work: list[list[MirrorUpdate]]
+    url: str, mirror: RedisMirror, empty: int, work: list[list[MirrorUpdate]]
 ) -> dict[str, float]:
     """Bytes a session, with the events since its snapshot and once they were dropped."""
     heads = {update.session_id: update.last_seq for batch in work for update in batch}
-    active = await memory_bytes(valkey) - empty
+    active = memory_bytes(url) - empty
     await asyncio.gather(*[mirror.trim(session_id, 1, seq) for session_id, seq in heads.items()])
-    passivated = await memory_bytes(valkey) - empty
+    passivated = memory_bytes(url) - empty
     return {
         "events_a_session": sum(map(len, work)) / len(heads),
         "active_bytes": active / len(heads),
@@ -96,51 +90,20 @@ async def memory_of_sessions(
     }
 
 
-async def memory_bytes(valkey: PrivateValkey) -> int:
-    reader, writer = await asyncio.open_unix_connection(valkey.folder / "valkey.sock")
-    writer.write(pack("INFO", "memory"))
-    info = await answer(reader, hiredis.Reader())
-    writer.close()
-    return int(info.split(b"used_memory:")[1].split()[0])
-
-
-async def answer(reader: asyncio.StreamReader, parser: hiredis.Reader) -> bytes:
-    while (found := parser.gets()) is False:
-        parser.feed(await reader.read(65_536))
-    assert isinstance(found, bytes), found
-    return found
-
-
 async def ceiling(options: Options) -> Measured:
-    packed = []
-    for batch in batches(options):
-        arguments = [
-            part
-            for update in batch
-            for part in (b"i", 1, update.first_seq, update.last_seq, 1, 4, 0, EVENT, *fields())
-        ]
-        keys = [session_key(NAMESPACE, update.session_id) for update in batch]
-        packed.append((len(batch), pack("EVALSHA", APPLY.sha, len(keys), *keys, TTL_S, *arguments)))
-    with TemporaryDirectory(prefix="sojourn-bench-") as folder:
-        valkey = await PrivateValkey.start(Path(folder))
-        reader, writer = await asyncio.open_unix_connection(valkey.folder / "valkey.sock")
-        parser = hiredis.Reader()
-        writer.write(pack("SCRIPT", "LOAD", APPLY.body))
-        assert await answer(reader, parser) == APPLY.sha
-        try:
-            with Stopwatch() as watch:
-                for number, (_, command) in enumerate(packed):
-                    writer.write(command)
-                    if number >= UNDER_WAY - 1:
-                        assert set(await answer(reader, parser)) == set(b"o")
-                for _ in range(min(len(packed), UNDER_WAY - 1)):
-                    assert set(await answer(reader, parser)) == set(b"o")
-        finally:
-            writer.close()
-            await valkey.close()
-            shutil.rmtree(valkey.folder)
-    return Measured(operations=sum(size for size, _ in packed), elapsed_s=watch.elapsed_s, cpu_s=watch.cpu_s)
+    calls = [(len(batch), packed(batch)) for batch in batches(options)]
+    async with server(options) as url, BareScript(url) as script:
+        under_way: list[asyncio.Future[bytes]] = []
+        with Stopwatch() as watch:
+            for _, call in calls:
+                under_way.append(script.call(call))
+                if len(under_way) == UNDER_WAY:
+                    _must_be_ok(await under_way.pop(0))
+            for last in under_way:
+                _must_be_ok(await last)
+    return Measured(operations=sum(size for size, _ in calls), elapsed_s=watch.elapsed_s, cpu_s=watch.cpu_s)
 
 
-def fields() -> list[str | bytes]:
-    return [part for name, document in DOCUMENTS.items() for part in (name, document)]
+def _must_be_ok(answer: bytes) -> None:
+    if set(answer) != set(b"o"):
+        raise BrokenOff(f"the script answered {answer!r:.100}; somebody else writes there")

@@ -1,0 +1,127 @@
+"""A server for the mirror, and the least that a commit costs there: the same script with the same arguments, packed and sent
+through a socket, without an adapter."""
+
+import asyncio
+import shutil
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from os import getpid
+from typing import Any, Self
+
+import hiredis
+import redis
+
+from sojourn.actors.errors import StoreUnavailable
+from sojourn.actors.ports import MirrorUpdate
+from sojourn.runtime.stores.mirror_keys import session_key
+from sojourn.runtime.stores.mirror_redis import TTL_S
+from sojourn.runtime.stores.mirror_scripts import APPLY
+from sojourn.runtime.stores.redis_lane import pack
+from sojourn.runtime.stores.redis_server import read_url
+from sojourn.runtime.valkey import PrivateValkey
+
+from .harness import Options
+from .live import work_folder
+
+# Nobody else's keys on a server that was named are touched.
+NAMESPACE = f"sojourn-bench-{getpid()}"
+SCAN_COUNT = 1_000
+READ_BYTES = 65_536
+
+
+@asynccontextmanager
+async def server(options: Options) -> AsyncIterator[str]:
+    """The URL of the server that was named, where our keys are removed afterwards, or of a private one, which ends."""
+    if options.redis is not None:
+        try:
+            yield options.redis
+        finally:
+            _clear(options.redis)
+        return
+    with work_folder() as folder:
+        valkey = await PrivateValkey.start(folder)
+        try:
+            yield valkey.url
+        finally:
+            await valkey.close()
+            shutil.rmtree(valkey.folder, ignore_errors=True)
+
+
+def _clear(url: str) -> None:
+    try:
+        with redis.Redis.from_url(url) as client:
+            for key in client.scan_iter(f"{NAMESPACE}:*", count=SCAN_COUNT):
+                client.unlink(key)
+    except redis.RedisError as error:
+        raise StoreUnavailable(
+            f"{url} is away, and keys {NAMESPACE}:* may stand there for 7 days ({error})"
+        ) from error
+
+
+def memory_bytes(url: str) -> int:
+    """What the server's data takes. Raises StoreUnavailable."""
+    try:
+        with redis.Redis.from_url(url) as client:
+            info: dict[str, Any] = client.info("memory")
+    except redis.RedisError as error:
+        raise StoreUnavailable(f"{url} does not answer ({error})") from error
+    return int(info["used_memory"])
+
+
+def packed(updates: list[MirrorUpdate]) -> bytes:
+    """The one call that a batch of updates is."""
+    arguments: list[str | bytes | int] = []
+    for update in updates:
+        documents = _fields(update.documents)
+        arguments += [b"i", update.epoch, update.first_seq, update.last_seq]
+        arguments += [len(update.events), len(documents), 0, *update.events, *documents]
+    keys = [session_key(NAMESPACE, update.session_id) for update in updates]
+    return pack("EVALSHA", APPLY.sha, len(keys), *keys, TTL_S, *arguments)
+
+
+def _fields(documents: Mapping[str, bytes | None]) -> list[str | bytes]:
+    return [part for name, document in documents.items() if document is not None for part in (name, document)]
+
+
+class BareScript:
+    """One connection, calls answered in order."""
+
+    def __init__(self, url: str) -> None:
+        self._address = read_url(url)
+        self._waiting: deque[asyncio.Future[bytes]] = deque()
+
+    async def __aenter__(self) -> Self:
+        address = self._address
+        if address.path:
+            self._reader, self._writer = await asyncio.open_unix_connection(address.path)
+        else:
+            self._reader, self._writer = await asyncio.open_connection(address.host, address.port)
+        self._reading = asyncio.create_task(self._read())
+        assert await self.call(pack("SCRIPT", "LOAD", APPLY.body)) == APPLY.sha
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._reading.cancel()
+        await asyncio.wait([self._reading])
+        self._writer.close()
+
+    def call(self, command: bytes) -> "asyncio.Future[bytes]":
+        """Send it; awaiting gives its answer. Raises StoreUnavailable where the server goes away first."""
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting.append(answer)
+        self._writer.write(command)
+        return answer
+
+    async def _read(self) -> None:
+        parser = hiredis.Reader()
+        while data := await self._reader.read(READ_BYTES):
+            parser.feed(data)
+            while (found := parser.gets()) is not False:
+                answer = self._waiting.popleft()
+                if isinstance(found, Exception):
+                    answer.set_exception(StoreUnavailable(f"the server answered {found}"))
+                else:
+                    answer.set_result(found)
+        for answer in self._waiting:
+            answer.set_exception(StoreUnavailable("the server closed the connection"))

@@ -1,0 +1,87 @@
+"""Asks answered once their event is in the journal and Redis has it too (ack `mirrored`), one client a session (256). The
+ceiling is the skeleton of durable-ask that also sends each group to the same script through a bare socket."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from sojourn.actors.ports import MirrorUpdate, Record
+from sojourn.actors.session.model import Ack
+
+from ..bare_redis import NAMESPACE, BareScript, packed, server
+from ..harness import BrokenOff, Measured, Options, Stopwatch
+from ..live import at_once, new_sessions, open_runtime, progress
+from ..pace import LagMeter
+from ..skeleton import skeleton
+from .durable_ask import each_of
+
+UNIT = "asks"
+BATCH = 256
+# What a progress report of a source replaces, at the size that it has.
+DOCUMENTS = {"meta": b"m" * 150, "progress": b"p" * 110, "sources/rec-0123456789abcdef": b"s" * 20}
+
+
+async def measure(options: Options) -> Measured:
+    sessions, each = each_of(options)
+    latencies: list[float] = []
+    async with (
+        server(options) as url,
+        open_runtime(mirror=url, mirror_namespace=NAMESPACE) as runtime,
+    ):
+        ids = await new_sessions(runtime, sessions)
+
+        # Level before the clock starts.
+        async def level(number: int) -> None:
+            await runtime.ask(ids[number], progress(1), ack=Ack.MIRRORED)
+
+        await at_once(level, sessions)
+
+        async def client(number: int) -> None:
+            for n in range(2, each + 2):
+                began = time.perf_counter()
+                await runtime.ask(ids[number], progress(n), ack=Ack.MIRRORED)
+                latencies.append((time.perf_counter() - began) * 1e6)
+
+        async with LagMeter() as lag:
+            with Stopwatch() as watch:
+                await at_once(client, sessions, clients=sessions)
+        statistics = runtime.statistics().mirror
+    assert statistics is not None
+    return Measured(
+        operations=each * sessions,
+        elapsed_s=watch.elapsed_s,
+        cpu_s=watch.cpu_s,
+        latencies_us=latencies,
+        lag_us=lag.lag_us,
+        more={
+            "batches": statistics.batches,
+            "updates": statistics.updates,
+            "rewritten": statistics.rewritten,
+        },
+    )
+
+
+async def ceiling(options: Options) -> Measured:
+    sessions, each = each_of(options)
+    async with server(options) as url, BareScript(url) as script:
+
+        async def mirror(records: Sequence[Record]) -> None:
+            updates = [
+                MirrorUpdate(
+                    session_id=record.session_id,
+                    epoch=1,
+                    first_seq=record.first_seq,
+                    last_seq=record.last_seq,
+                    events=(record.payload,),
+                    documents=DOCUMENTS,
+                )
+                for record in records
+            ]
+            calls = [
+                script.call(packed(updates[start : start + BATCH])) for start in range(0, len(updates), BATCH)
+            ]
+            for answer in await asyncio.gather(*calls):
+                if set(answer) != set(b"o"):
+                    raise BrokenOff(f"the script answered {answer!r:.100}; somebody else writes there")
+
+        return await skeleton([map(progress, range(1, each + 1)) for _ in range(sessions)], mirror)
