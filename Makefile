@@ -5,7 +5,7 @@
 #   make check    lint, format and types
 #   make fresh    demo and test in a clone with an empty home, empty caches and Python alone on the PATH
 #   make prove    the long proofs: kills, full disks, damage, real suites (KILLS= FLIPS= RUNS= PAIRS= SEED=; PROVE_ARGS names some)
-#   make bench    the benchmarks (BENCH_ARGS goes to them)
+#   make bench    the benchmarks' tour of five minutes, to bench/results/ (BENCH_ARGS="run ask" runs something else)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -58,7 +58,7 @@ prove: $(STAMP)
 	$(BIN)/python -m tests.prove $(PROVE_ARGS)
 
 bench: $(STAMP)
-	$(BIN)/python -m bench $(BENCH_ARGS)
+	$(BIN)/python -m bench $(or $(BENCH_ARGS),tour)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -21,7 +21,7 @@ from attrs import define, field
 
 from sojourn.runtime.tuning import tune_process
 
-from .pace import Pacer, arrivals
+from .pace import Pacer, moments
 
 HOST = "127.0.0.1"
 CONNECT_AT_ONCE = 100
@@ -230,7 +230,7 @@ async def send_commands(job: dict[str, Any]) -> Found:
         await done
     else:
         idle.extend(connections)
-        total = await _offer(rate, total / rate, begin, idle, waiting, done, found)
+        await _offer(moments(rate, total), begin, idle, waiting, done, found)
     found.elapsed_s = time.perf_counter() - began
     found.more["cpu_s"] = time.process_time() - cpu_s
     for connection in connections:
@@ -240,16 +240,14 @@ async def send_commands(job: dict[str, Any]) -> Found:
 
 
 async def _offer(
-    rate_per_s: float,
-    duration_s: float,
+    due: list[float],
     begin: Callable[[Connection, float], None],
     idle: deque[Connection],
     waiting: deque[float],
     done: "asyncio.Future[None]",
     found: Found,
-) -> int:
+) -> None:
     """Requests at moments of their own, on whatever connection is free; those that find none wait, and it counts."""
-    due = arrivals(rate_per_s, duration_s)
     began = time.perf_counter()
     with Pacer() as pacer:
         for at in due:
@@ -267,7 +265,6 @@ async def _offer(
         while found.operations < len(due) and time.perf_counter() < end and not done.done():
             await asyncio.sleep(0.005)
     found.more["unsent"] = len(waiting)
-    return len(due)
 
 
 @define(eq=False)

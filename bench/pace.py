@@ -6,6 +6,7 @@ omission; Tene, "How not to measure latency"). Here a late loop, a full queue or
 
 import asyncio
 import ctypes
+import itertools
 import os
 import random
 import time
@@ -114,6 +115,12 @@ def arrivals(rate_per_s: float, duration_s: float, seed: int = 1) -> list[float]
         found.append(at)
         at += chance.expovariate(rate_per_s)
     return found or [0.0]
+
+
+def moments(rate_per_s: float, count: int, seed: int = 1) -> list[float]:
+    """The first `count` such arrivals, however long they take."""
+    chance = random.Random(seed)
+    return list(itertools.accumulate(chance.expovariate(rate_per_s) for _ in range(count)))
 
 
 @define

@@ -35,7 +35,6 @@ README_ROWS = (
     Row(
         what="durable commands over HTTP, 64 clients", scenario="http-single", ceiling="a bare ASGI callable"
     ),
-    Row(what="events over HTTP in batches of 100", scenario="http-batch", ceiling="the same in process"),
     Row(what="live streams, 1,000 readers", scenario="sse", ceiling="a bare fan-out"),
 )
 

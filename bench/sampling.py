@@ -1,11 +1,13 @@
-"""Where CPU goes: a thread that looks at all others a thousand times a second and charges each one's CPU since the last look
-(pthread_getcpuclockid(3)) to the function that it is in. What waits costs nothing and is charged nothing; C code is charged to
-the Python function that called it.
+"""Where CPU goes: looked at a thousand times a second of CPU (setitimer(2)), each thread's CPU since the last look
+(pthread_getcpuclockid(3)) is charged to the function that it is in. What waits is charged nothing, C code its caller in Python.
+
+A signal and not a thread that looks: a thread gets to look when another gives the interpreter up, which is before it waits.
 
 `python -m bench.sampling FILE serve ...` runs `sojourn` so and writes what it found to FILE at its end.
 """
 
 import json
+import signal
 import sys
 import threading
 import time
@@ -23,23 +25,23 @@ FUNCTIONS_SHOWN = 15
 
 # The innermost frame that is of one of these decides; of one frame, the first that fits.
 STAGES: tuple[tuple[str, str], ...] = (
+    ("/starlette/", "Starlette"),
+    ("/uvicorn/", "uvicorn"),
+    ("/asyncio/", "event loop"),
+    ("/uvloop/", "event loop"),
+    ("/anyio/", "event loop"),
     ("/actors/kernel/", "kernel: mailboxes, scheduler, wheel"),
-    ("/actors/session/codec", "encoding of events"),
     ("/actors/session/wire", "reading of commands from outside"),
-    ("/actors/session/", "deciding and applying"),
+    ("/actors/session/", "session: decide, apply, encode"),
     ("/actors/commit", "group commit"),
+    ("/actors/mirroring", "mirror"),
     ("/runtime/stores/mirror", "mirror"),
     ("/runtime/stores/redis", "mirror"),
     ("/runtime/stores/", "journal, catalog and other stores"),
     ("/runtime/bridge", "journal, catalog and other stores"),
     ("/runtime/", "runtime: publication, projections"),
-    ("/http/", "facade"),
-    ("/starlette/", "Starlette"),
-    ("/uvicorn/", "uvicorn"),
+    ("/sojourn/http/", "facade"),
     ("/bench/", "load generator, and what it calls"),
-    ("/asyncio/", "event loop"),
-    ("/uvloop/", "event loop"),
-    ("/anyio/", "event loop"),
 )
 OTHER = "everything else"
 
@@ -66,28 +68,29 @@ def stage_of_frame(frame: FrameType | None) -> str | None:
 
 
 class Sampler:
-    """Samples every other thread of this process while it is entered."""
+    """Samples every thread of this process while it is entered; by the main thread, which must be the one that enters."""
 
     def __enter__(self) -> Self:
         self.by_function: dict[tuple[str, str], float] = {}
         self.by_stage: dict[str, float] = {}
         self.samples = 0
         self._clocks: dict[int, tuple[int, float]] = {}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, name="sampler", daemon=True)
-        self._thread.start()
+        self._before = signal.signal(signal.SIGPROF, self._look)
+        signal.siginterrupt(signal.SIGPROF, False)  # no call of anybody's fails by it
+        signal.setitimer(signal.ITIMER_PROF, EVERY_S, EVERY_S)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, self._before)
 
-    def _look(self) -> None:
+    def _look(self, _: int, frame: FrameType | None) -> None:
         ours = threading.get_ident()
-        while not self._stop.wait(EVERY_S):
-            for ident, frame in sys._current_frames().items():
-                if ident != ours:
-                    self._charge(ident, frame)
+        for ident, there in sys._current_frames().items():
+            # Our own innermost frame is this one.
+            looked_at = frame if ident == ours else there
+            if looked_at is not None:
+                self._charge(ident, looked_at)
 
     def _charge(self, ident: int, frame: FrameType) -> None:
         try:

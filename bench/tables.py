@@ -61,8 +61,9 @@ def comparison(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> 
     rows = []
     for result in new:
         key = key_of(result)
-        if key in before:
-            rows += [_compared(key, before.pop(key), result, what) for what in ("figure", "ratio_to_ceiling")]
+        there = before.pop(key, None)
+        if there is not None:
+            rows += [_compared(key, there, result, what) for what in ("figure", "ratio_to_ceiling")]
         else:
             rows.append(f"{key}: only in the new file")
     return "\n".join([*rows, *[f"{key}: only in the old file" for key in before]]) or "nothing to compare"
