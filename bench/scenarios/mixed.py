@@ -1,4 +1,4 @@
-"""Whole test runs among 1,000 live sessions (--sessions), 2 % of which are hot: each hot one is created, reports 48 log lines,
+"""Whole test runs among 1,000 live sessions (--sessions), 5 % of which are hot: each hot one is created, reports 48 log lines,
 results, samples and progress, is completed, and another takes its place. Events a second against the skeleton that writes
 the same; the latencies are of the same work offered at half that rate, from the intended moment."""
 
@@ -17,7 +17,7 @@ from ..skeleton import skeleton
 UNIT = "events"
 WARM_UP = False
 SESSIONS = 1_000
-HOT_SHARE = 0.02
+HOT_SHARE = 0.05
 HOT_MIN, HOT_MAX = 16, 1_000
 EVENTS = 48
 # Beside its reports, a session's life is: created, started, completed.
