@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
@@ -83,9 +83,13 @@ def run(
     except (ValueError, SojournError) as mistake:
         return _fail(str(mistake))
     _quiet()
-    code, results = carry_out(stops, loop_name, said=_say)
+
+    def keep(results: list[dict[str, Any]]) -> None:
+        if json is not None:
+            write_results(json, results)
+
+    code, results = carry_out(stops, loop_name, said=_say, keep=keep)
     if json is not None and results:
-        write_results(json, results)
         _say(f"bench: written to {json}")
     return code
 
@@ -118,9 +122,10 @@ def tour(*, results: Path = RESULTS, loop: Literal["auto", "asyncio", "uvloop"] 
     except SojournError as mistake:
         return _fail(str(mistake))
     _quiet()
-    code, found = carry_out(STOPS, loop_name, said=_say)
+    code, found = carry_out(
+        STOPS, loop_name, said=_say, keep=lambda some: write_results(results / "tour.json", some)
+    )
     if found:
-        write_results(results / "tour.json", found)
         report(results=results)
         (results / "summary.md").write_text(tables.targets_table(found))
         _say(f"bench: written to {results}: tour.json, report.html, summary.md")

@@ -400,17 +400,16 @@ def main() -> None:
         except (Unexpected, OSError) as error:
             found = Found(error=str(error))
     cpu_s = found.more.pop("cpu_s", time.process_time())
-    json.dump(
-        {
-            "operations": found.operations,
-            "elapsed_s": found.elapsed_s,
-            "cpu_s": cpu_s,
-            "latencies_us": base64.b64encode(found.latencies_us.tobytes()).decode(),
-            "error": found.error,
-            "more": found.more,
-        },
-        sys.stdout,
-    )
+    said = {
+        "operations": found.operations,
+        "elapsed_s": found.elapsed_s,
+        "cpu_s": cpu_s,
+        "latencies_us": base64.b64encode(found.latencies_us.tobytes()).decode(),
+        "error": found.error,
+        "more": found.more,
+    }
+    sys.stdout.write(json.dumps(said))
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

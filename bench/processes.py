@@ -155,7 +155,13 @@ def load(kind: str, port: int, **job: Any) -> Loaded:
         ) from error
     if done.returncode:
         raise BrokenOff(f"the load process ended with {done.returncode}: {done.stderr.decode()[-500:]}")
-    found = json.loads(done.stdout)
+    try:
+        found = json.loads(done.stdout)
+    except ValueError as error:
+        said = (done.stdout[-200:] + done.stderr[-300:]).decode(errors="replace")
+        raise BrokenOff(
+            f"the load process did not say what it found ({error}); it ended with: {said}"
+        ) from error
     latencies: array[float] = array("d")
     latencies.frombytes(base64.b64decode(found["latencies_us"]))
     if found["error"] is not None:

@@ -48,10 +48,19 @@ STOPS: tuple[Stop, ...] = (
 
 
 def carry_out(
-    stops: Sequence[Stop], loop: str, *, said: Callable[[str], None]
+    stops: Sequence[Stop],
+    loop: str,
+    *,
+    said: Callable[[str], None],
+    keep: Callable[[list[dict[str, Any]]], None] = lambda _: None,
 ) -> tuple[int, list[dict[str, Any]]]:
     """Run them. Returns the exit code (1 where a scenario broke off, 130 after Ctrl-C) and every result there is, those of
-    scenarios that broke off after a finished round too."""
+    scenarios that broke off after a finished round too.
+
+    Args:
+        said: is told of each round, and of what was skipped or broke off.
+        keep: is given all results so far after each scenario: what ends this process later costs only what follows.
+    """
     results: list[dict[str, Any]] = []
     code = 0
     with _progress(sum(options.rounds for _, options in stops)) as advance:
@@ -72,6 +81,7 @@ def carry_out(
             result = run.result()
             if result is not None:
                 results.append(result)
+                keep(results)
                 print(tables.line(result), flush=True)
             if run.broken_off is not None:
                 kept = f"; {run.rounds_done} of {options.rounds} rounds are kept"
