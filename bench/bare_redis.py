@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import hiredis
 import redis
+from attrs import frozen
 
 from sojourn.actors.errors import StoreUnavailable
 from sojourn.actors.ports import MirrorUpdate
@@ -59,14 +60,25 @@ def _clear(url: str) -> None:
         ) from error
 
 
-def memory_bytes(url: str) -> int:
-    """What the server's data takes. Raises StoreUnavailable."""
+@frozen(kw_only=True)
+class Spent:
+    """What the server says of itself: the memory of its data now, and its CPU so far."""
+
+    memory_bytes: int
+    cpu_s: float
+
+
+def spent(url: str) -> Spent:
+    """Raises StoreUnavailable."""
     try:
         with redis.Redis.from_url(url) as client:
-            info: dict[str, Any] = client.info("memory")
+            info: dict[str, Any] = client.info()
     except redis.RedisError as error:
         raise StoreUnavailable(f"{url} does not answer ({error})") from error
-    return int(info["used_memory"])
+    return Spent(
+        memory_bytes=int(info["used_memory"]),
+        cpu_s=float(info["used_cpu_user"]) + float(info["used_cpu_sys"]),
+    )
 
 
 def packed(updates: list[MirrorUpdate]) -> bytes:

@@ -86,6 +86,7 @@ class Measured:
         lag_us: how late the event loop was, looked at every 10 ms.
         processes_cpu_s: CPU time of each other process, by name.
         more: whatever else the scenario found.
+        failed: why it did not hold although it was measured to its end; None where it did.
     """
 
     operations: int
@@ -95,6 +96,7 @@ class Measured:
     lag_us: Sequence[float] = field(factory=list, repr=False)
     processes_cpu_s: dict[str, float] = field(factory=dict)
     more: dict[str, Any] = field(factory=dict)
+    failed: str | None = None
 
     @property
     def per_s(self) -> float:
@@ -209,6 +211,8 @@ class Run:
                 for number in range(options.rounds):
                     self._round(options)
                     said(f"{self.name} round {number + 1}/{options.rounds}: {self._told()}")
+                    if (failed := self._measured[-1].failed) is not None:
+                        raise BrokenOff(failed)
         except Unavailable:
             raise
         except (SojournError, OSError) as error:

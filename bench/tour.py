@@ -12,6 +12,7 @@ from . import tables
 from .harness import Options, Run, Unavailable
 
 Stop = tuple[str, Options]
+Said = Callable[[str], None]
 
 
 def _stop(name: str, **changed: Any) -> Stop:
@@ -51,7 +52,7 @@ def carry_out(
     stops: Sequence[Stop],
     loop: str,
     *,
-    said: Callable[[str], None],
+    said: Said,
     keep: Callable[[list[dict[str, Any]]], None] = lambda _: None,
 ) -> tuple[int, list[dict[str, Any]]]:
     """Run them. Returns the exit code (1 where a scenario broke off, 130 after Ctrl-C) and every result there is, those of
@@ -63,18 +64,18 @@ def carry_out(
     """
     results: list[dict[str, Any]] = []
     code = 0
-    with _progress(sum(options.rounds for _, options in stops)) as advance:
+    with _progress(sum(options.rounds for _, options in stops), said) as (say, advance):
         for name, options in stops:
             run = Run(name, options, loop)
 
             def told(text: str, name: str = name) -> None:
                 advance(name)
-                said(text)
+                say(text)
 
             try:
                 run.carry_out(told)
             except Unavailable as why:
-                said(f"{name}: skipped: {why}")
+                say(f"{name}: skipped: {why}")
             except KeyboardInterrupt:
                 run.broken_off = "interrupted"
                 code = 130
@@ -85,7 +86,7 @@ def carry_out(
                 print(tables.line(result), flush=True)
             if run.broken_off is not None:
                 kept = f"; {run.rounds_done} of {options.rounds} rounds are kept"
-                said(f"{name}: broken off: {run.broken_off}{kept}")
+                say(f"{name}: broken off: {run.broken_off}{kept}")
                 if code == 130:
                     break
                 code = 1
@@ -93,12 +94,17 @@ def carry_out(
 
 
 @contextlib.contextmanager
-def _progress(rounds: int) -> Iterator[Callable[[str], None]]:
-    """A bar where standard error is a terminal; nothing elsewhere."""
+def _progress(rounds: int, said: Said) -> Iterator[tuple[Said, Said]]:
+    """Where standard error is a terminal, a bar with what is said above it. Yields how to say something, and how to count a
+    round of a scenario."""
     if not sys.stderr.isatty():
-        yield lambda name: None
+        yield said, lambda name: None
         return
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description:18}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
         task = bar.add_task("warming up", total=rounds)
-        yield lambda name: bar.update(task, advance=1, description=name)
+        yield (
+            lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+            lambda name: bar.update(task, advance=1, description=name),
+        )

@@ -7,7 +7,7 @@ import time
 from sojourn.actors.ports import MirrorAnswer, MirrorUpdate
 from sojourn.runtime.stores.mirror_redis import RedisMirror
 
-from ..bare_redis import NAMESPACE, BareScript, memory_bytes, packed, server
+from ..bare_redis import NAMESPACE, BareScript, packed, server, spent
 from ..harness import BrokenOff, Measured, Options, Stopwatch
 
 UNIT = "commits"
@@ -45,7 +45,7 @@ async def measure(options: Options) -> Measured:
     async with server(options) as url:
         mirror = await RedisMirror.open(url, namespace=NAMESPACE)
         try:
-            empty = memory_bytes(url)
+            before = spent(url)
             under_way = asyncio.Semaphore(UNDER_WAY)
 
             async def apply(batch: list[MirrorUpdate]) -> None:
@@ -63,7 +63,8 @@ async def measure(options: Options) -> Measured:
                     for batch in work:
                         await under_way.acquire()
                         tasks.create_task(apply(batch))
-            more = await memory_of_sessions(url, mirror, empty, work)
+            server_s = spent(url).cpu_s - before.cpu_s
+            more = await memory_of_sessions(url, mirror, before.memory_bytes, work)
         finally:
             await mirror.close()
     return Measured(
@@ -71,6 +72,7 @@ async def measure(options: Options) -> Measured:
         elapsed_s=watch.elapsed_s,
         cpu_s=watch.cpu_s,
         latencies_us=latencies,
+        processes_cpu_s={"redis": server_s},
         more=more,
     )
 
@@ -80,9 +82,9 @@ async def memory_of_sessions(
 ) -> dict[str, float]:
     """Bytes a session, with the events since its snapshot and once they were dropped."""
     heads = {update.session_id: update.last_seq for batch in work for update in batch}
-    active = memory_bytes(url) - empty
+    active = spent(url).memory_bytes - empty
     await asyncio.gather(*[mirror.trim(session_id, 1, seq) for session_id, seq in heads.items()])
-    passivated = memory_bytes(url) - empty
+    passivated = spent(url).memory_bytes - empty
     return {
         "events_a_session": sum(map(len, work)) / len(heads),
         "active_bytes": active / len(heads),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sojourn.actors.ports import MirrorUpdate, Record
 from sojourn.actors.session.model import Ack
 
-from ..bare_redis import NAMESPACE, BareScript, packed, server
+from ..bare_redis import NAMESPACE, BareScript, packed, server, spent
 from ..harness import BrokenOff, Measured, Options, Stopwatch
 from ..live import at_once, new_sessions, open_runtime, progress
 from ..pace import LagMeter
@@ -42,9 +42,11 @@ async def measure(options: Options) -> Measured:
                 await runtime.ask(ids[number], progress(n), ack=Ack.MIRRORED)
                 latencies.append((time.perf_counter() - began) * 1e6)
 
+        before = spent(url)
         async with LagMeter() as lag:
             with Stopwatch() as watch:
                 await at_once(client, sessions, clients=sessions)
+        server_s = spent(url).cpu_s - before.cpu_s
         statistics = runtime.statistics().mirror
     assert statistics is not None
     return Measured(
@@ -53,6 +55,7 @@ async def measure(options: Options) -> Measured:
         cpu_s=watch.cpu_s,
         latencies_us=latencies,
         lag_us=lag.lag_us,
+        processes_cpu_s={"redis": server_s},
         more={
             "batches": statistics.batches,
             "updates": statistics.updates,
