@@ -25,6 +25,7 @@ GROWN_SHARE = 1.25
 GROWN_BYTES = 32 * 1024 * 1024
 GROWN_DESCRIPTORS = 16
 GROWN_LAG_US = 10_000.0
+LOOKS_MIN = 100
 
 
 @frozen(kw_only=True)
@@ -78,13 +79,18 @@ async def both(options: Options) -> tuple[Measured, Measured]:
                     Look(
                         resident_bytes=resident_bytes(),
                         descriptors=descriptors(),
-                        lag_p99_us=percentile(sorted(lag.lag_us), 0.99) if lag.lag_us else 0.0,
+                        lag_p99_us=_lag_p99_us(lag.lag_us),
                         p99_us=percentile(sorted(offered.latencies_us), 0.99),
                         answered=offered.answered,
                     )
                 )
     whole, beginning = _measured(looks, watch), _measured(looks[: max(1, STRETCHES // 10)], watch)
     return evolve(whole, failed="; ".join(growing(looks)) or None), beginning
+
+
+def _lag_p99_us(lag_us: list[float]) -> float:
+    """0 of too few looks: their p99 would be the one worst moment, and rise and fall by chance."""
+    return percentile(sorted(lag_us), 0.99) if len(lag_us) >= LOOKS_MIN else 0.0
 
 
 def _measured(looks: list[Look], watch: Stopwatch) -> Measured:
