@@ -243,7 +243,8 @@ def peers(*names: str, rounds: Annotated[int, Parameter(validator=Number(gte=1))
 
 @app.command
 def readme(*, results: Path = RESULTS) -> int:
-    """Write the figures of the README and of docs/performance.md anew, from the results of `tour`.
+    """Write the figures of the README and of docs/performance.md anew, from the results of `tour` and, where they measured
+    the same in full, from those of `run --json` beside them.
 
     Args:
         results: the folder.
@@ -254,8 +255,11 @@ def readme(*, results: Path = RESULTS) -> int:
     from .papers import renew
 
     try:
-        for path in renew(read_results(results / "tour.json")):
-            _say(f"bench: {path} has the figures of {results / 'tour.json'}")
+        toured = results / "tour.json"
+        others = sorted(set(results.glob("*.json")) - {toured})
+        found = [one for path in (toured, *others) for one in read_results(path)]
+        for path in renew([one for one in found if "ratio_to_ceiling" in one]):
+            _say(f"bench: {path} has the figures of {results}")
     except ValueError as mistake:
         return _fail(str(mistake))
     return 0

@@ -100,5 +100,5 @@ def said_where(results: Sequence[dict[str, Any]]) -> str:
     there, loop = results[-1]["environment"], results[-1]["loop"]
     return (
         f"{there['cores']} cores of {there['processor'] or there['machine']}, Python {there['python']}, {loop}, "
-        f"commit {there['commit']}, {there['at'][:10]}; medians of the rounds."
+        f"commit {there['commit']}, {there['at'][:10]}, at a load of {there['load_1min']:.1f}; medians of the rounds."
     )

@@ -123,9 +123,12 @@ def _memory(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _stages(profile: dict[str, Any]) -> str:
-    stages = {stage: 100 * share for stage, share in profile["stages"].items()}
-    functions = {name: 100 * share for name, share in profile["functions"].items()}
+    stages, functions = (_largest_first(profile[of]) for of in ("stages", "functions"))
     return bars(stages, unit=" %", most=100) + "<p>By function:</p>" + bars(functions, unit=" %")
+
+
+def _largest_first(shares: dict[str, float]) -> dict[str, float]:
+    return {name: 100 * share for name, share in sorted(shares.items(), key=lambda item: -item[1])}
 
 
 def _all(results: Sequence[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ LEFT, RIGHT, TOP, BOTTOM = 70, 20, 14, 40
 # Colours that also people with a colour deficiency tell apart (Okabe and Ito 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")
 ROW = 22
-LABEL_WIDTH = 250
+LABEL_WIDTH = 340
 
 Points = Sequence[tuple[float, float]]
 
