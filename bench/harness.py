@@ -160,8 +160,17 @@ def execute(measure: Callable[[Options], Awaitable[Any]], options: Options, loop
         import uvloop
 
         factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(once())
+    try:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(once())
+    except RuntimeError as error:
+        # After Ctrl-C within one of its callbacks uvloop takes itself for running still, and cannot be closed.
+        before: BaseException | None = error
+        while before is not None and not isinstance(before, KeyboardInterrupt):
+            before = before.__context__
+        if before is not None:
+            raise KeyboardInterrupt from error
+        raise
 
 
 class Run:
