@@ -1,0 +1,222 @@
+"""What must hold at the end: the runtime at rest, everything moving again, and all that clients were told still there."""
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from sojourn.actors.errors import CallerError, StoreError
+from sojourn.actors.ports import TIERS, CatalogQuery
+from sojourn.actors.session.actor import Done
+from sojourn.actors.session.commands import AppendLog, Command
+from sojourn.runtime.runtime import Runtime
+
+from .oracle import objects_of
+
+if TYPE_CHECKING:
+    from .world import World
+
+IN_A_MOMENT_S = 120.0
+RECENT = TIERS[1]
+
+
+def conserved(world: "World", runtime: Runtime) -> None:
+    """I18: every message that was accepted is somewhere. And only what was planted crashes (a store's error never does)."""
+    kernel = runtime.statistics().kernel
+    ended = kernel.replied + kernel.rejected + kernel.expired + kernel.dead_lettered + kernel.quarantined
+    somewhere = ended + kernel.queued + kernel.awaiting_commit
+    world.oracle.must(
+        kernel.accepted == somewhere, "I18", f"{kernel.accepted} accepted, {somewhere} found: {kernel}"
+    )
+    world.oracle.must(
+        kernel.crashes == world.fired, "I15", f"{kernel.crashes} crashes, {world.fired} of them planted"
+    )
+    for child in runtime.statistics().children:
+        world.oracle.must(
+            child.restarts == 0 and child.last_error is None, "I15", f"{child.child_id}: {child.last_error}"
+        )
+
+
+def at_rest(world: "World", runtime: Runtime) -> None:
+    """I23: a runtime that was left holds nothing."""
+    conserved(world, runtime)
+    waiting = runtime.statistics().kernel.deadlines
+    world.oracle.must(waiting == 0, "I23", f"{waiting} deadlines are left at rest")
+
+
+def nothing_held(world: "World") -> None:
+    """I23: nor does anyone who used it, once all have left."""
+    assert world.last is not None
+    watched, writing = world.last.statistics().live.subscribers, len(world.last._shelves._writing)
+    world.oracle.must(watched == 0, "I23", f"{watched} streams are left at rest")
+    world.oracle.must(writing == 0, "I23", f"{writing} sessions' objects are still being written")
+
+
+async def everything_moves(world: "World", within_s: float) -> None:
+    """I24: without faults the runtime takes commands and answers reads again, but for sessions that are set aside."""
+    with anyio.move_on_after(within_s) as patience:
+        while True:
+            runtime = await world.running()
+            refusing = runtime.statistics().commit.refusing
+            if refusing is None and set(runtime.readiness().values()) == {"ok"}:
+                break
+            await anyio.sleep(0.5)
+    world.oracle.must(not patience.cancelled_caught, "I24", "the runtime is not ready again after the faults")
+
+
+async def everything_rests(world: "World", runtime: Runtime, within_s: float) -> None:
+    """I24: what was begun comes to its end: ended sessions move on, the catalog is level, every session answers."""
+    for plan in world.plans:
+        if plan.exists:
+            await answers(world, runtime, plan.session_id)
+    waiting = "nothing was looked at"
+    with anyio.move_on_after(within_s) as patience:
+        while waiting := await _waits(world, runtime):
+            await anyio.sleep(1.0)
+    world.oracle.must(
+        not patience.cancelled_caught, "I24", f"still {waiting} after {within_s:g} s without a fault"
+    )
+
+
+async def _waits(world: "World", runtime: Runtime) -> str:
+    """What is not at rest yet; empty: nothing."""
+    if runtime.statistics().catalog_behind:
+        return "the catalog is behind"
+    if runtime.statistics().tiering.running:
+        return "something is moved"
+    archives = world.profile.settings.recent_days < 1
+    for plan in world.plans:
+        row = world.disk.catalog._rows.get(plan.session_id)
+        truth = world.oracle.of(plan.session_id)
+        if not truth.head:
+            continue
+        if row is None or row.seq != truth.head:
+            return f"{plan.session_id} is not listed as it is"
+        state = truth.state_at(truth.head, world.oracle.limits)
+        assert state.status is not None
+        if state.status.ended and row.tier != ("archive" if archives else RECENT):
+            return f"{plan.session_id} has ended and is {row.tier}"
+    return ""
+
+
+async def answers(world: "World", runtime: Runtime, session_id: str) -> None:
+    """One session is read and takes a line, if it is not sealed."""
+    line = Command("log.append", AppendLog(stream="stdout", text=f"last {session_id}"))
+    for _ in range(20):
+        try:
+            seq, state = await runtime.state(session_id)
+            world.oracle.shown_state(session_id, seq, state)
+            await runtime.ask(session_id, line)
+            break
+        except StoreError as error:
+            world.may_fail(error)
+            await anyio.sleep(5)
+        except CallerError as error:
+            ok = error.code == "sealed"
+            world.oracle.must(ok, "I24", f"{session_id} does not take a line: {error}")
+            break
+    else:
+        world.oracle.must(False, "I24", f"{session_id} does not answer")
+
+
+async def what_was_told_is_there(world: "World", runtime: Runtime) -> None:
+    """I1, I2, I5, I11, I17: read back through the runtime, started anew, and compared with the truth."""
+    oracle = world.oracle
+    listed = await runtime.page(CatalogQuery(limit=1_000))
+    ids = [record["session_id"] for record in listed]
+    durable = sorted(session_id for session_id, truth in oracle.truths.items() if truth.head)
+    oracle.must(sorted(ids) == durable, "I11", f"listed are {ids}, there are {durable}")
+    for session_id in durable:
+        await _reads_back(world, runtime, session_id)
+        _lies_where_it_should(world, session_id)
+    for client in world.clients:
+        for sent in client.sent:
+            truth = oracle.of(sent.session_id)
+            body = sent.command.body
+            if sent.cause is not None:
+                there = sent.cause in truth.causes
+            else:
+                there = not isinstance(body, AppendLog) or body.text in truth.texts
+            if sent.durable:
+                oracle.must(there, "I1", f"{sent.session_id}: {sent.cause} was acknowledged and is not there")
+            elif sent.early is not None and not there:
+                world.lost_early(sent)
+            elif not sent.doubtful and not isinstance(sent.told, Done) and sent.command.source is None:
+                oracle.must(
+                    not there or sent.told == "unknown",
+                    "I17",
+                    f"{sent.session_id}: {sent.command.type} was refused ({sent.told}), and is there",
+                )
+    await _sent_again(world, runtime)
+
+
+async def _reads_back(world: "World", runtime: Runtime, session_id: str) -> None:
+    oracle = world.oracle
+    truth = oracle.of(session_id)
+    found = []
+    async for line in runtime.events(session_id):
+        found.append(line.line)
+        oracle.shown(session_id, line)
+    oracle.must(found == truth.lines, "I1", f"{session_id}: {len(found)} events are read of {truth.head}")
+    seq, state = await runtime.state(session_id)
+    oracle.must(seq == truth.head, "I5", f"{session_id} is read at {seq} of {truth.head}")
+    oracle.shown_state(session_id, seq, state)
+    record = await runtime.record(session_id)
+    plan = next(plan for plan in world.plans if plan.session_id == session_id)
+    if plan.title is not None and not plan.title_doubtful:
+        oracle.must(
+            record["title"] == plan.title,
+            "I1",
+            f"{session_id}: its title was set to {plan.title}, and is {record['title']}",
+        )
+    with anyio.move_on_after(IN_A_MOMENT_S):
+        at = max(0, truth.head - 3)
+        async with runtime.stream(session_id, after=at) as lines:
+            async for line in lines:
+                oracle.must(line.seq == at + 1, "I6", f"{session_id}: {line.seq} was streamed after {at}")
+                at = line.seq
+                if at == truth.head:
+                    break
+    oracle.must(at == truth.head, "I24", f"{session_id}: a stream stands at {at} of {truth.head}")
+
+
+def _lies_where_it_should(world: "World", session_id: str) -> None:
+    """I11: the journal has what is active, the recent objects what is recent, the archive what is archived; nothing else."""
+    disk, oracle = world.disk, world.oracle
+    row = disk.catalog._rows[session_id]
+    in_journal = session_id in disk.journal.heads()
+    oracle.must(
+        in_journal == (row.tier == TIERS[0]),
+        "I11",
+        f"{session_id} is {row.tier}, in the journal: {in_journal}",
+    )
+    recent = objects_of(disk.recent, session_id)
+    if row.tier == TIERS[1]:
+        oracle.must(
+            oracle.complete(disk.recent, session_id), "I11", f"{session_id} is recent and not complete"
+        )
+    if row.tier == TIERS[2]:
+        oracle.must(
+            oracle.complete(disk.archive, session_id), "I11", f"{session_id} is archived and not complete"
+        )
+        oracle.must(not recent, "I11", f"{session_id} is archived, and {sorted(recent)} are left")
+
+
+async def _sent_again(world: "World", runtime: Runtime) -> None:
+    """I17: the last commands of each client, once more: nothing happens, and they say when they did."""
+    oracle = world.oracle
+    for client in world.clients:
+        confirmed = [sent for sent in client.sent if sent.durable and sent.cause is not None]
+        for sent in confirmed[-5:]:
+            head = oracle.of(sent.session_id).head
+            if sent.command.type == "session.create":
+                continue
+            try:
+                done = await runtime.ask(sent.session_id, sent.command)
+            except CallerError as error:
+                oracle.must(False, "I17", f"{sent.session_id}: {sent.cause} sent again: {error}")
+                continue
+            oracle.must(
+                done.duplicate and oracle.of(sent.session_id).head == head,
+                "I17",
+                f"{sent.session_id}: {sent.cause} took effect a second time, at {done.seq}",
+            )

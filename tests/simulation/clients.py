@@ -1,0 +1,529 @@
+"""Those who use the runtime: they send, send again what they were not told of, read, watch, leave early, and remember."""
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from attrs import define, field
+
+from sojourn.actors.errors import (
+    CallerError,
+    DeadlineExceeded,
+    IntensityExceeded,
+    MailboxFull,
+    NoSuchSession,
+    OutOfOrder,
+    Quarantined,
+    Rejected,
+    Stopped,
+    StorageFull,
+    StoreError,
+)
+from sojourn.actors.ports import CatalogQuery
+from sojourn.actors.session.actor import Done
+from sojourn.actors.session.codec import command_digest
+from sojourn.actors.session.commands import (
+    AppendLog,
+    Body,
+    Cancel,
+    Command,
+    Complete,
+    Create,
+    Fail,
+    Pause,
+    RecordResult,
+    ReportProgress,
+    Resume,
+    SampleResources,
+    Seal,
+    Start,
+)
+from sojourn.actors.session.ids import session_id_for
+from sojourn.actors.session.model import Ack, CaseOutcome, Outcome
+
+from .disk import Killed
+from .oracle import Cause
+
+if TYPE_CHECKING:
+    from sojourn.runtime.runtime import Runtime
+
+    from .world import World
+
+TRIES_MAX = 200
+CLIENT_S_MAX = 3_000.0  # a caller that was not answered by then never will be
+UNKNOWN = "unknown"  # what became of it; sending it again is safe where it has an id
+NOTHING = "nothing"  # was done; it may be sent again
+
+
+@define(eq=False)
+class Sent:
+    """A command as its sender knows it. `told` is the last answer: a Done, an error, `UNKNOWN` or `NOTHING`.
+
+    `early`: it was answered Done before it was durable, when so many things had gone wrong that may undo it.
+    """
+
+    session_id: str
+    command: Command
+    told: Any = UNKNOWN
+    durable: bool = False
+    early: int | None = None
+    doubtful: bool = False  # one of its sendings had an outcome that is unknown
+
+    @property
+    def cause(self) -> Cause | None:
+        command = self.command
+        if command.source is not None:
+            return ("source", command.source, command.n)
+        return ("id", command.command_id, 0) if command.command_id is not None else None
+
+
+@define(eq=False)
+class Plan:
+    """A session that is to be. `facts`: the title that was set last and confirmed."""
+
+    create: Command
+    session_id: str
+    exists: bool = False
+    ended: bool = False
+    sealed: bool = False
+    title: str | None = None
+    title_doubtful: bool = False
+    bombs: list[float] = field(factory=list)
+
+
+class Fuse(str):
+    """A command's type on which the code fails so many times: hashing it is part of the turn, and it is stored nowhere."""
+
+    blow: Callable[[], None]
+    left: int
+
+    def __hash__(self) -> int:
+        if self.left > 0:
+            self.left -= 1
+            self.blow()
+            raise RuntimeError("a bug of ours, planted")
+        return str.__hash__(self)
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other)
+
+
+def fuse(kind: str, left: int, blow: Callable[[], None]) -> Fuse:
+    made = Fuse(kind)
+    made.left, made.blow = left, blow
+    return made
+
+
+class Client:
+    """One of them. All it draws is from `rng`."""
+
+    def __init__(
+        self, world: "World", name: str, rng: random.Random, plans: Sequence[Plan], budget: int
+    ) -> None:
+        self.name = name
+        self._world = world
+        self._rng = rng
+        self._plans = plans
+        self._budget = budget
+        self._number = 0
+        self._sources: dict[str, list[Sent]] = {}
+        self.sent: list[Sent] = []
+
+    async def run(self) -> None:
+        """Until its budget of commands is used up."""
+        rng = self._rng
+        actions: list[tuple[Callable[[Plan], Awaitable[None]], int]] = [
+            (self._by_source, 30),
+            (self._by_id, 14),
+            (self._bare, 6),
+            (self._batch, 8),
+            (self._burst, 3),
+            (self._read, 10),
+            (self._list, 2),
+            (self._watch, 3),
+            (self._history, 3),
+            (self._pause, 2),
+            (self._end, 3),
+            (self._set_facts, 3),
+            (self._heartbeat, 1),
+        ]
+        names, weights = zip(*actions, strict=True)
+        think_s = self._world.profile.think_s
+        while self._budget > 0:
+            plan = rng.choice(self._plans)
+            if plan.exists:
+                if self._world.disk.draws("crash"):
+                    await self._crash(plan)
+                await rng.choices(names, weights)[0](plan)
+            else:
+                await self._create(plan)
+            await anyio.sleep(rng.expovariate(1 / think_s) if think_s else 0)
+
+    # -- sending -------------------------------------------------------------------------------------------------------
+
+    async def _create(self, plan: Plan) -> None:
+        sent = self._send(plan, plan.create)
+        await self._insist(sent, lambda runtime: self._created(runtime, plan))
+        assert isinstance(sent.told, Done)
+        plan.exists = True
+        await self._one(plan, Start(), "session.start")
+
+    async def _created(self, runtime: "Runtime", plan: Plan) -> Done:
+        record, duplicate = await runtime.create(plan.create)
+        self._world.oracle.shown_tier(plan.session_id, record)
+        return Done(1, duplicate)
+
+    async def _by_source(self, plan: Plan) -> None:
+        """The next of this client's numbers in this session; where it is told that an earlier one is missing, those again."""
+        source = self._sources.setdefault(plan.session_id, [])
+        command = self._command(plan)
+        command.source, command.n = self.name, len(source) + 1
+        source.append(self._send(plan, command))
+        at = len(source) - 1
+        while at < len(source):
+            sent = source[at]
+            ack = Ack.APPLIED if self._rng.random() < 0.2 else Ack.DURABLE
+            await self._insist(sent, self._ask(sent, ack), early=ack is Ack.APPLIED)
+            if isinstance(sent.told, OutOfOrder):
+                at = self._back_to(source, at, sent.told.expected)
+            elif isinstance(sent.told, Done):
+                at += 1
+            else:  # refused for good, so its number is still to be given
+                del source[at:]
+        if self._rng.random() < 0.5:
+            await anyio.sleep(0)
+
+    def _back_to(self, source: list[Sent], at: int, expected: int) -> int:
+        confirmed = max((n for n, sent in enumerate(source, 1) if sent.durable), default=0)
+        self._world.oracle.must(
+            confirmed < expected <= at,
+            "I1",
+            f"{self.name}: {expected} is expected, and {confirmed} was confirmed as durable",
+        )
+        for sent in source[max(0, expected - 1) : at]:
+            self._world.lost_early(sent)
+        return min(expected - 1, at)
+
+    async def _by_id(self, plan: Plan) -> None:
+        command = self._command(plan)
+        await self._with_id(plan, command, Ack.APPLIED if self._rng.random() < 0.1 else Ack.DURABLE)
+
+    async def _one(self, plan: Plan, body: Body, kind: str) -> Sent:
+        return await self._with_id(plan, Command(kind, body), Ack.DURABLE)
+
+    async def _with_id(self, plan: Plan, command: Command, ack: Ack) -> Sent:
+        self._number += 1
+        command.command_id = f"{self.name}-{self._number}"
+        command.digest = command_digest(command)
+        sent = self._send(plan, command)
+        await self._insist(sent, self._ask(sent, ack), early=ack is Ack.APPLIED)
+        if self._rng.random() < 0.1 and not isinstance(
+            sent.told, CallerError
+        ):  # it did not hear it, or forgot
+            await self._insist(sent, self._ask(sent, Ack.DURABLE))
+        return sent
+
+    async def _bare(self, plan: Plan) -> None:
+        sent = self._send(plan, self._line(plan))
+        await self._try(sent, self._ask(sent, Ack.DURABLE))
+
+    async def _burst(self, plan: Plan) -> None:
+        """Many at once into one mailbox."""
+        async with anyio.create_task_group() as tasks:
+            for _ in range(self._rng.choice([3, 12, 40])):
+                tasks.start_soon(self._bare, plan)
+
+    async def _batch(self, plan: Plan) -> None:
+        """Lines by source in one envelope; what is refused or left out is sent one by one later."""
+        source = self._sources.setdefault(plan.session_id, [])
+        lines = [self._line(plan) for _ in range(self._rng.choice([2, 5, 20]))]
+        for n, line in enumerate(lines, len(source) + 1):
+            line.source, line.n = self.name, n
+        some = [self._send(plan, line) for line in lines]
+
+        async def ask(runtime: "Runtime") -> Any:
+            size_bytes = 100 * len(lines)
+            return await runtime.ask_batch(plan.session_id, lines, size_bytes=size_bytes)
+
+        whole = Sent(plan.session_id, lines[0])
+        await self._insist(whole, ask)
+        if not isinstance(whole.told, list):
+            return
+        for sent, answer in zip(some, whole.told, strict=True):
+            sent.told = answer
+            if isinstance(answer, Done):
+                self._confirm(sent, answer)
+                source.append(sent)
+            else:
+                break
+
+    async def _pause(self, plan: Plan) -> None:
+        await self._one(plan, Pause(), "session.pause")
+        await self._one(plan, Resume(), "session.resume")
+
+    async def _end(self, plan: Plan) -> None:
+        """Most sessions of a seed end; one that goes on is there for the rest."""
+        if self._rng.random() < 0.6 and not plan.ended:
+            return
+        kind, body = self._rng.choice(
+            [
+                ("session.complete", Complete(outcome=self._rng.choice([Outcome.PASSED, Outcome.FAILED]))),
+                ("session.fail", Fail()),
+                ("session.cancel", Cancel()),
+            ]
+        )
+        sent = await self._one(plan, body, kind)
+        plan.ended |= isinstance(sent.told, Done)
+        if plan.ended and self._rng.random() < 0.4:
+            sealing = await self._one(plan, Seal(), "session.seal")
+            plan.sealed |= isinstance(sealing.told, Done)
+
+    async def _set_facts(self, plan: Plan) -> None:
+        if not plan.ended:
+            return
+        self._number += 1
+        title = f"{self.name}-{self._number}"
+
+        async def ask(runtime: "Runtime") -> Any:
+            return await runtime.set_facts(plan.session_id, title=title)
+
+        told = await self._call(ask)
+        if isinstance(told, dict):
+            self._world.oracle.must(
+                told["title"] == title, "I1", f"{plan.session_id}: {title} was set, {told['title']} answered"
+            )
+            plan.title, plan.title_doubtful = title, len(self._world.clients) > 1
+        elif not isinstance(told, Rejected):
+            plan.title_doubtful = True
+
+    async def _heartbeat(self, plan: Plan) -> None:
+        await self._call(lambda runtime: runtime.heartbeat(plan.session_id))
+
+    async def _crash(self, plan: Plan) -> None:
+        """A command on which the code fails once, twice or always."""
+        self._budget -= 1
+
+        def blow() -> None:
+            plan.bombs.append(anyio.current_time())
+            self._world.crashed()
+
+        command = self._line(plan)
+        command.type = fuse(command.type, self._rng.choice([1, 1, 2, 100]), blow)
+        sent = self._send(plan, command)
+        await self._try(sent, self._ask(sent, Ack.DURABLE))
+
+    def _ask(self, sent: Sent, ack: Ack) -> Callable[["Runtime"], Awaitable[Any]]:
+        async def ask(runtime: "Runtime") -> Any:
+            return await runtime.ask(sent.session_id, sent.command, ack=ack)
+
+        return ask
+
+    def _send(self, plan: Plan, command: Command) -> Sent:
+        self._budget -= 1
+        sent = Sent(plan.session_id, command)
+        self.sent.append(sent)
+        return sent
+
+    # -- what was answered ---------------------------------------------------------------------------------------------
+
+    async def _insist(
+        self, sent: Sent, ask: Callable[["Runtime"], Awaitable[Any]], *, early: bool = False
+    ) -> None:
+        """Send it until it is known what became of it."""
+        for _ in range(TRIES_MAX):
+            await self._try(sent, ask, early=early)
+            if sent.told not in (UNKNOWN, NOTHING):
+                return
+            await anyio.sleep(self._rng.uniform(0.05, 1.0))
+        self._world.oracle.must(
+            False, "I24", f"{self.name}: {sent.command.type} of {sent.session_id} was never answered"
+        )
+        await anyio.sleep_forever()
+
+    async def _try(
+        self, sent: Sent, ask: Callable[["Runtime"], Awaitable[Any]], *, early: bool = False
+    ) -> None:
+        undone = self._world.undone
+        sent.told = await self._call(ask)
+        if sent.told == UNKNOWN:
+            sent.doubtful = True
+        if isinstance(sent.told, Done):
+            if early:
+                sent.early = undone
+            else:
+                self._confirm(sent, sent.told)
+
+    def _confirm(self, sent: Sent, done: Done) -> None:
+        """It was answered as durable: it must be so now."""
+        oracle = self._world.oracle
+        truth = oracle.of(sent.session_id)
+        cause = sent.cause
+        if cause is not None:
+            seq = truth.causes.get(cause)
+        elif isinstance(sent.command.body, AppendLog):
+            seq = truth.texts.get(sent.command.body.text)
+        else:
+            seq = done.seq
+        sent.durable = True
+        later = done.duplicate and cause is not None and cause[0] == "source"  # then it is the source's last
+        oracle.must(
+            seq is not None and (seq <= done.seq <= truth.head if later else seq == done.seq),
+            "I7",
+            f"{sent.session_id}: {cause or sent.command.type} was answered with seq {done.seq}, and is durable at {seq}",
+        )
+
+    async def _call(self, call: Callable[["Runtime"], Awaitable[Any]]) -> Any:
+        """What came of a call: its answer, an error that says what was not done, UNKNOWN or NOTHING."""
+        world = self._world
+        runtime = await world.running()
+        leaves_after_s = CLIENT_S_MAX
+        if world.disk.draws("cancel"):
+            leaves_after_s = self._rng.choice([0.0, self._rng.uniform(0, 0.05), self._rng.uniform(0, 5)])
+        with anyio.move_on_after(leaves_after_s):
+            try:
+                answer = await call(runtime)
+                world.trace.note(self.name, repr(answer)[:40])
+                return answer
+            except Killed:  # its store was called in this task
+                return UNKNOWN
+            except (MailboxFull, StorageFull) as error:
+                world.trace.note(self.name, error.code)
+                await anyio.sleep(0.1)
+                return NOTHING
+            except IntensityExceeded as error:
+                world.trace.note(self.name, error.code)
+                world.set_aside(error)
+                await anyio.sleep(1.0)
+                return UNKNOWN
+            except (DeadlineExceeded, Stopped, StoreError) as error:
+                world.trace.note(self.name, error.code)
+                world.may_fail(error)
+                return UNKNOWN
+            except NoSuchSession as error:
+                world.trace.note(self.name, error.code)
+                world.oracle.must(False, "I1", str(error))
+                return error
+            except (Rejected, Quarantined) as error:
+                world.trace.note(self.name, error.code)
+                return error
+            except (
+                CallerError
+            ) as error:  # of no cause that there is here: nothing of a session is ever damaged
+                world.oracle.must(False, "I9", f"{self.name}: {error}")
+                return error
+        if leaves_after_s == CLIENT_S_MAX:
+            what = call.__qualname__.partition(".<locals>")[0]
+            world.oracle.must(False, "I24", f"{self.name} was not answered for {CLIENT_S_MAX:g} s: {what}")
+        else:
+            world.left()
+        return UNKNOWN
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    async def _read(self, plan: Plan) -> None:
+        oracle = self._world.oracle
+        how = self._rng.randrange(3)
+        if how == 0:
+            record = await self._call(lambda runtime: runtime.record(plan.session_id))
+            if isinstance(record, dict):
+                oracle.shown_tier(plan.session_id, record)
+        elif how == 1:
+            state = await self._call(lambda runtime: runtime.state(plan.session_id))
+            if isinstance(state, tuple):
+                oracle.shown_state(plan.session_id, *state)
+        else:
+            both = await self._call(lambda runtime: runtime.snapshot(plan.session_id))
+            if isinstance(both, tuple):
+                oracle.shown_tier(plan.session_id, both[0])
+                oracle.shown_state(plan.session_id, *both[1:])
+
+    async def _list(self, plan: Plan) -> None:
+        query = CatalogQuery(limit=self._rng.choice([1, 50]))
+        heads = {one.session_id: self._world.oracle.of(one.session_id).head for one in self._plans}
+        page = await self._call(lambda runtime: runtime.page(query))
+        if isinstance(page, list):
+            found = {record["session_id"]: record["seq"] for record in page}
+            for session_id, seq in found.items():
+                self._world.oracle.must(
+                    seq >= heads.get(session_id, 0) or any(one.bombs for one in self._plans),
+                    "I11",
+                    f"{session_id} is listed at seq {seq}, and was at {heads.get(session_id)} before",
+                )
+
+    async def _history(self, plan: Plan) -> None:
+        after = self._rng.randrange(self._world.oracle.of(plan.session_id).head + 1)
+        head = self._world.oracle.of(plan.session_id).head
+
+        async def read(runtime: "Runtime") -> int:
+            at = after
+            async for line in runtime.events(plan.session_id, after=after):
+                self._world.oracle.must(
+                    line.seq == at + 1, "I6", f"{plan.session_id}: {line.seq} was read after {at}"
+                )
+                at = line.seq
+                self._world.oracle.shown(plan.session_id, line)
+            return at
+
+        at = await self._call(read)
+        if isinstance(at, int):
+            self._world.oracle.must(
+                at >= head, "I1", f"{plan.session_id}: the history was read up to {at}, {head} was durable"
+            )
+
+    async def _watch(self, plan: Plan) -> None:
+        """A live stream, for a while, and again from where it ended."""
+        at = self._rng.randrange(self._world.oracle.of(plan.session_id).head + 1)
+
+        async def watch(runtime: "Runtime") -> None:
+            nonlocal at
+            async with runtime.stream(plan.session_id, after=at) as lines:
+                async for line in lines:
+                    self._world.oracle.must(
+                        line.seq == at + 1, "I6", f"{plan.session_id}: {line.seq} was streamed after {at}"
+                    )
+                    at = line.seq
+                    self._world.oracle.shown(plan.session_id, line)
+                    if self._rng.random() < 0.1:
+                        await anyio.sleep(0.05)
+
+        for _ in range(self._rng.choice([1, 3])):
+            with anyio.move_on_after(self._rng.choice([0.1, 2.0])):
+                await self._call(watch)
+
+    # -- what is sent --------------------------------------------------------------------------------------------------
+
+    def _line(self, plan: Plan) -> Command:
+        self._number += 1
+        text = f"{self.name}:{self._number} " + "x" * self._rng.choice([0, 10, 200])
+        return Command("log.append", AppendLog(stream="stdout", text=text))
+
+    def _command(self, plan: Plan) -> Command:
+        rng = self._rng
+        kind = rng.randrange(6)
+        if kind < 2:
+            return self._line(plan)
+        if kind < 4:
+            case = RecordResult(
+                case_id=f"m::{rng.randrange(12)}",
+                duration_s=rng.random(),
+                outcome=rng.choice(list(CaseOutcome)),
+            )
+            return Command("result.record", case)
+        if kind == 4:
+            return Command("progress.report", ReportProgress(done=rng.randrange(100), total=100))
+        sample = SampleResources(
+            cpu_s=rng.random(), processes=1, read_bytes=0, rss_bytes=rng.randrange(1000), written_bytes=0
+        )
+        return Command("resource.sample", sample)
+
+
+def plans_of(rng: random.Random, count: int) -> list[Plan]:
+    """Sessions with ids that follow from their commands."""
+    plans = []
+    for number in range(count):
+        command = Command("session.create", Create(plan=rng.choice(["nightly", "smoke"]), title=f"t{number}"))
+        command.command_id = f"create-{number}"
+        command.digest = command_digest(command)
+        plans.append(Plan(command, session_id_for(command.command_id, "")))
+    return plans

@@ -1,0 +1,432 @@
+"""One seed from its beginning to its end: processes that start, die and start again, clients beside them, then the checks."""
+
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import structlog
+import trio
+import trio._core._run as scheduling
+import trio.testing
+from anyio import to_thread
+from attrs import define, field, frozen
+
+from sojourn.actors.errors import (
+    Damaged,
+    IntensityExceeded,
+    ObjectExists,
+    ObjectMissing,
+    SetAside,
+    StoreError,
+)
+from sojourn.actors.kernel.scheduler import SLOT_MESSAGES_MAX
+from sojourn.runtime.runtime import Runtime
+
+from . import checks
+from .clients import Client, Plan, Sent, plans_of
+from .disk import Disk, Killed, Mount
+from .oracle import Oracle, Violation
+from .profile import Profile, draw, rng_of
+from .trace import Trace
+
+START_AT = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
+FAULTY_S_MAX = 2_000.0  # of virtual time; then the faults stop, whatever the clients still have to do
+CALM_S_MAX = (
+    2_000.0  # by then everything has moved again (I24): the longest pause of a move that failed is 360 s
+)
+STEPS_MAX = 100_000  # of tasks at one moment: more, and something turns without getting anywhere
+REAL_S_MAX = 60  # the same within one step
+CLOCK_S_MAX = 40_000.0  # as far as the wall clock is off: a command id is known for a day of it
+
+
+@frozen(kw_only=True)
+class Outcome:
+    """What became of a seed. `violation` is the first; None: everything held."""
+
+    seed: int
+    violation: Violation | None
+    digest: str
+    covered: Counter[tuple[str, str]]
+    commands: int
+    events: int
+    virtual_s: float
+
+
+@define(eq=False)
+class SimClock:
+    """See ports.Clock. `step_s` is by how much the wall clock was set, `reading_s` what a reading of `monotonic` takes."""
+
+    mock: trio.testing.MockClock
+    reading_s: float = 0.0
+    step_s: float = 0.0
+    furthest_s: float = 0.0
+
+    def now(self) -> datetime:
+        return START_AT + timedelta(seconds=self.mock.current_time() + self.step_s)
+
+    def monotonic(self) -> float:
+        if self.reading_s:
+            self.mock.jump(self.reading_s)
+        return self.mock.current_time()
+
+    def set(self, by_s: float) -> None:
+        self.step_s = max(-CLOCK_S_MAX, min(CLOCK_S_MAX, self.step_s + by_s))
+        self.furthest_s = max(self.furthest_s, self.step_s)
+
+    def set_right(self) -> None:
+        """Events do not lie in its future any more."""
+        self.step_s = self.furthest_s
+
+
+class Steps(trio.abc.Instrument):
+    """Counts how often tasks run while no time passes."""
+
+    def __init__(self, oracle: Oracle, mock: trio.testing.MockClock) -> None:
+        self._oracle = oracle
+        self._mock = mock
+        self._at = 0.0
+        self._count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._count += 1
+        if self._count > STEPS_MAX:
+            now = self._mock.current_time()
+            self._oracle.must(now > self._at, "I24", f"{task.name} and others turn without getting anywhere")
+            self._at, self._count = now, 0
+
+
+@define(eq=False)
+class World:
+    """Everything that a seed consists of."""
+
+    profile: Profile
+    mock: trio.testing.MockClock
+    trace: Trace
+    oracle: Oracle = field(init=False)
+    disk: Disk = field(init=False)
+    clock: SimClock = field(init=False)
+    plans: list[Plan] = field(init=False)
+    clients: list[Client] = field(init=False)
+    runtime: Runtime | None = None
+    last: Runtime | None = None  # the one that was up last
+    mount: Mount | None = None
+    fired: int = 0  # crashes that were planted, in the runtime that runs now
+    refused: int = 0  # records, by runtimes before this one
+    starts: int = 0
+    finished: bool = False
+    _up: anyio.Event = field(factory=anyio.Event)
+    _down: anyio.Event = field(factory=anyio.Event)
+    _all_fired: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        profile = self.profile
+        self.oracle = Oracle(limits=profile.settings.limits, failed=anyio.Event())
+        self.disk = Disk(profile, self.oracle, self.trace)
+        self.clock = SimClock(self.mock, reading_s=profile.rate("slow"))
+        rng = rng_of(profile.seed, "workload")
+        self.plans = plans_of(rng, profile.sessions)
+        budget = max(1, profile.commands // profile.clients)
+        self.clients = [
+            Client(self, f"c{n}", rng_of(profile.seed, f"client {n}"), self.plans, budget)
+            for n in range(profile.clients)
+        ]
+
+    # -- what clients ask of it ----------------------------------------------------------------------------------------
+
+    async def running(self) -> Runtime:
+        """The runtime that is up, or comes up."""
+        while self.runtime is None:
+            await self._up.wait()
+        return self.runtime
+
+    @property
+    def undone(self) -> int:
+        """How much went wrong so far that may undo what was answered before it was durable."""
+        refused = self.runtime.statistics().commit.refused if self.runtime is not None else 0
+        return self.disk.store_faults + self.disk.deaths + self._all_fired + self.refused + refused
+
+    def crashed(self) -> None:
+        """A planted crash happens now."""
+        self.fired += 1
+        self._all_fired += 1
+        if self.mount is not None:
+            self.mount.occurs("crash")
+
+    def left(self) -> None:
+        """A caller has left."""
+        if self.mount is not None:
+            self.mount.occurs("cancel")
+
+    def lost_early(self, sent: Sent) -> None:
+        """It was answered before it was durable, and did not become so."""
+        self.oracle.must(
+            sent.early is None or sent.early != self.undone,
+            "I7",
+            f"{sent.session_id}: {sent.cause} was answered as applied, and nothing went wrong that could undo it",
+        )
+
+    def may_fail(self, error: Exception) -> None:
+        """An answer that there is a cause for, if anything went wrong at all."""
+        if isinstance(error, Damaged | SetAside | ObjectMissing | ObjectExists):
+            self.oracle.must(False, "I9", f"{error}")
+        self.oracle.must(bool(self.profile.rates), "I24", f"without a fault: {error!r}")
+
+    def set_aside(self, error: IntensityExceeded) -> None:
+        """A session is set aside only for crashes of its own. A person who sees it starts the process again."""
+        crashed = [len(plan.bombs) for plan in self.plans if plan.session_id in str(error)]
+        self.oracle.must(
+            any(count > 5 for count in crashed), "I15", f"{error}, and it crashed {crashed} times"
+        )
+        if self.mount is not None:
+            self.mount.leave.set()
+
+    # -- a seed --------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until everything is checked. Raises Violation."""
+        assert self.oracle.failed is not None
+        trio.lowlevel.add_instrument(Steps(self.oracle, self.mock))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._fail_when_violated)
+            tasks.start_soon(self._look)
+            at_rest = trio.lowlevel.current_statistics().tasks_living
+            tasks.start_soon(self._host)
+            await self._clients_end()
+            await self._all_moves(tasks)
+            self.finished = True
+            assert self.mount is not None
+            self.mount.leave.set()
+            await self._down.wait()
+            with anyio.move_on_after(10):
+                while trio.lowlevel.current_statistics().tasks_living > at_rest:
+                    await anyio.sleep(0.1)
+            self.oracle.must(
+                trio.lowlevel.current_statistics().tasks_living <= at_rest, "I23", "a task is left at rest"
+            )
+            checks.nothing_held(self)
+            self._raise()
+            tasks.cancel_scope.cancel()
+
+    async def _fail_when_violated(self) -> None:
+        assert self.oracle.failed is not None
+        await self.oracle.failed.wait()
+        if self.mount is not None:  # or what is begun would be waited for
+            self.mount.die("kill")
+        self._raise()
+
+    def _raise(self) -> None:
+        if self.oracle.violations:
+            raise self.oracle.violations[0]
+
+    async def _clients_end(self) -> None:
+        """The faults stop once the clients are done, or when that takes too long."""
+        pending = len(self.clients)
+        done = anyio.Event()
+
+        async def run(client: Client) -> None:
+            nonlocal pending
+            await client.run()
+            pending -= 1
+            if not pending:
+                done.set()
+
+        async with anyio.create_task_group() as clients:
+            for client in self.clients:
+                clients.start_soon(run, client)
+            with anyio.move_on_after(FAULTY_S_MAX):
+                await done.wait()
+            self.disk.calm = True
+            self.clock.set_right()
+            self.trace.note("calm")
+            with anyio.move_on_after(CALM_S_MAX):
+                await done.wait()
+            late = f"{pending} clients are not done {CALM_S_MAX:g} s after the faults"
+            self.oracle.must(not pending, "I24", late)
+            clients.cancel_scope.cancel()
+
+    async def _all_moves(self, tasks: Any) -> None:
+        """The runtime as it is takes commands again; started anew it ends all that was begun."""
+        await checks.everything_moves(self, CALM_S_MAX)
+        starts = self.starts
+        assert self.mount is not None
+        self.mount.leave.set()
+        while self.starts == starts:
+            await anyio.sleep(0.01)
+        runtime = await self.running()
+        await checks.everything_rests(self, runtime, CALM_S_MAX)
+        await checks.what_was_told_is_there(self, runtime)
+
+    async def _host(self) -> None:
+        """Processes, one after the other."""
+        async with anyio.create_task_group() as machine:
+            while not self.finished:
+                await self._process(machine)
+                if not self.finished:
+                    await anyio.sleep(0.2)
+            self._down.set()
+
+    async def _process(self, machine: Any) -> None:
+        mount = self.mount = Mount(self.disk, machine, self.mock.jump, self.clock.set)
+        self.fired = 0
+        runtime: Runtime | None = None
+        self.trace.note("start")
+        try:
+            async with Runtime.over(self.profile.settings, mount.stores(), self.clock) as runtime:
+                self.last = runtime
+                self.starts += 1
+                self.runtime = runtime
+                self._up.set()
+                await mount.leave.wait()
+                self._gone()
+                if mount.death is not None:
+                    raise Killed
+        except BaseException as error:
+            self._ended_by(error, mount, runtime)
+        finally:
+            self._gone()
+        if runtime is not None and mount.death is None:
+            checks.at_rest(self, runtime)
+        if runtime is not None:
+            self.refused += runtime.statistics().commit.refused
+        self.trace.note("end", mount.death)
+        while (
+            mount.death is None and mount.operations
+        ):  # what was begun is carried out before the stores are closed
+            await mount.operations[0].done.wait()
+            await anyio.lowlevel.checkpoint()
+        await self.disk.settle(mount)
+
+    def _gone(self) -> None:
+        self.runtime = None
+        if self._up.is_set():
+            self._up = anyio.Event()
+
+    def _ended_by(self, error: BaseException, mount: Mount, runtime: Runtime | None) -> None:
+        """A runtime ends because it is told to, or dies; it may fail to start where a store fails."""
+        rest: BaseException | None = error
+        if isinstance(error, BaseExceptionGroup):
+            rest = error.split((Killed, trio.Cancelled))[1]
+        if isinstance(rest, trio.Cancelled):
+            raise rest
+        if rest is None or (isinstance(rest, Killed) and mount.death is not None):
+            return
+        if runtime is None and isinstance(rest, StoreError) and not self.disk.calm:
+            return
+        self.oracle.must(False, "I15", f"the runtime ended by itself: {rest!r}")
+
+    async def _look(self) -> None:
+        """What must hold at any moment, looked at now and then."""
+        rng = rng_of(self.profile.seed, "look")
+        limits = self.profile.settings
+        while True:
+            await anyio.sleep(rng.expovariate(1.0))
+            runtime = self.runtime
+            if runtime is None:
+                continue
+            checks.conserved(self, runtime)
+            for cell in runtime._kernel.cells.values():
+                waiting = len(cell.mailbox.normal or ())
+                bound = limits.mailbox_messages_max + SLOT_MESSAGES_MAX
+                if cell.actor_id != "tiering":
+                    self.oracle.must(waiting <= bound, "I14", f"{cell.actor_id}: {waiting} messages wait")
+
+
+def _drop(logger: Any, name: str, event: Any) -> Any:
+    raise structlog.DropEvent
+
+
+async def _inline(function: Any, *args: Any, **options: Any) -> Any:
+    """In place of a worker thread, which has no virtual time: the same, at once."""
+    await anyio.lowlevel.checkpoint()
+    return function(*args)
+
+
+@contextmanager
+def _deterministic(seed: int) -> Iterator[None]:
+    """Scheduler, randomness and threads of the libraries follow the seed; logs are not written."""
+    state, allowed, run_sync = (
+        random.getstate(),
+        scheduling._ALLOW_DETERMINISTIC_SCHEDULING,
+        to_thread.run_sync,
+    )
+    logging = structlog.get_config()
+    random.seed(seed)
+    scheduling._r.seed(seed)
+    scheduling._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
+    to_thread.run_sync = _inline  # type: ignore[assignment]
+    structlog.configure(processors=[_drop], cache_logger_on_first_use=False)
+    try:
+        yield
+    finally:
+        structlog.configure(**logging)
+        to_thread.run_sync = run_sync
+        scheduling._ALLOW_DETERMINISTIC_SCHEDULING = allowed  # type: ignore[misc]
+        random.setstate(state)
+
+
+def run_seed(seed: int, *, show: bool = False) -> Outcome:
+    """What becomes of a seed; the same at every run."""
+    profile = draw(seed)
+    trace = Trace(show)
+    worlds: list[World] = []
+    violation: Violation | None = None
+    virtual_s = 0.0
+
+    async def main(mock: trio.testing.MockClock) -> None:
+        nonlocal virtual_s
+        world = World(profile, mock, trace)
+        worlds.append(world)
+        try:
+            await world.run()
+        finally:
+            virtual_s = mock.current_time()
+
+    def too_long(*_: Any) -> None:
+        raise Violation("I24", f"the seed took over {REAL_S_MAX} s of real time")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, REAL_S_MAX)
+    try:
+        with _deterministic(seed):
+            mock = trio.testing.MockClock(autojump_threshold=0)
+            trio.run(main, mock, clock=mock)
+    except BaseExceptionGroup as group:
+        found = group.subgroup(Violation)
+        if found is None:
+            raise
+        violation = first_of(found)
+    except Violation as error:
+        violation = error
+    except trio.TrioInternalError as error:  # the alarm rang within the scheduler
+        if not isinstance(error.__cause__, Violation):
+            raise
+        violation = error.__cause__
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    world = worlds[0]
+    if violation is not None and world.oracle.violations:
+        violation = world.oracle.violations[0]
+    return Outcome(
+        seed=seed,
+        violation=violation,
+        digest=trace.digest,
+        covered=trace.covered,
+        commands=sum(len(client.sent) for client in world.clients),
+        events=sum(truth.head for truth in world.oracle.truths.values()),
+        virtual_s=virtual_s,
+    )
+
+
+def first_of(group: BaseExceptionGroup[Any]) -> Violation:
+    """The first violation in it."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, Violation)
+    return error
