@@ -5,13 +5,15 @@
 #   make check    lint, format and types
 #   make fresh    demo and test in a clone with an empty home, empty caches and Python alone on the PATH
 #   make prove    the long proofs: kills, full disks, damage, real suites (KILLS= FLIPS= RUNS= PAIRS= SEED=; PROVE_ARGS names some)
+#   make simulate the whole runtime over misbehaving stores, by seeds (SEEDS=500 FIRST=0)
+#   make mutants  faults planted in a copy of the tree, each to be found by the simulator (MUTANTS= names some)
 #   make bench    the benchmarks' tour of five minutes, to bench/results/ (BENCH_ARGS="run ask" runs something else)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fresh prove bench clean
+.PHONY: help demo test check fresh prove simulate mutants bench clean
 
 VENV := .venv
 STAMP := $(VENV)/.made-from-lock
@@ -56,6 +58,13 @@ fresh:
 
 prove: $(STAMP)
 	$(BIN)/python -m tests.prove $(PROVE_ARGS)
+
+# Both need the same hash seed at every run: a replay is alike to the last step.
+simulate: $(STAMP)
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),500) --first $(or $(FIRST),0)
+
+mutants: $(STAMP)
+	PYTHONHASHSEED=0 $(BIN)/python -m tests.simulation.mutants $(MUTANTS)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench $(or $(BENCH_ARGS),tour)

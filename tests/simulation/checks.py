@@ -81,6 +81,9 @@ async def _waits(world: "World", runtime: Runtime) -> str:
     """What is not at rest yet; empty: nothing."""
     if runtime.statistics().catalog_behind:
         return "the catalog is behind"
+    mirror = runtime.mirror_statistics()
+    if mirror is not None and mirror.state != "level":
+        return f"the mirror is {mirror.state}"
     if runtime.statistics().tiering.running:
         return "something is moved"
     archives = world.profile.settings.recent_days < 1
@@ -146,6 +149,14 @@ async def what_was_told_is_there(world: "World", runtime: Runtime) -> None:
                     "I17",
                     f"{sent.session_id}: {sent.command.type} was refused ({sent.told}), and is there",
                 )
+    if runtime.mirror_statistics() is not None:
+        with anyio.move_on_after(IN_A_MOMENT_S):
+            while any(
+                truth.tier != TIERS[0] and id_ in world.disk.mirror._sessions
+                for id_, truth in oracle.truths.items()
+            ):
+                await anyio.sleep(1.0)
+        oracle.mirror_is_level(world.disk.mirror)
     await _sent_again(world, runtime)
 
 

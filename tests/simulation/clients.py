@@ -5,11 +5,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 from attrs import define, field
 
 from sojourn.actors.errors import (
     CallerError,
     DeadlineExceeded,
+    DurabilityUnavailable,
     IntensityExceeded,
     MailboxFull,
     NoSuchSession,
@@ -183,7 +185,7 @@ class Client:
         at = len(source) - 1
         while at < len(source):
             sent = source[at]
-            ack = Ack.APPLIED if self._rng.random() < 0.2 else Ack.DURABLE
+            ack = self._ack()
             await self._insist(sent, self._ask(sent, ack), early=ack is Ack.APPLIED)
             if isinstance(sent.told, OutOfOrder):
                 at = self._back_to(source, at, sent.told.expected)
@@ -192,7 +194,7 @@ class Client:
             else:  # refused for good, so its number is still to be given
                 del source[at:]
         if self._rng.random() < 0.5:
-            await anyio.sleep(0)
+            await checkpoint()
 
     def _back_to(self, source: list[Sent], at: int, expected: int) -> int:
         confirmed = max((n for n, sent in enumerate(source, 1) if sent.durable), default=0)
@@ -207,7 +209,7 @@ class Client:
 
     async def _by_id(self, plan: Plan) -> None:
         command = self._command(plan)
-        await self._with_id(plan, command, Ack.APPLIED if self._rng.random() < 0.1 else Ack.DURABLE)
+        await self._with_id(plan, command, self._ack())
 
     async def _one(self, plan: Plan, body: Body, kind: str) -> Sent:
         return await self._with_id(plan, Command(kind, body), Ack.DURABLE)
@@ -266,13 +268,12 @@ class Client:
         """Most sessions of a seed end; one that goes on is there for the rest."""
         if self._rng.random() < 0.6 and not plan.ended:
             return
-        kind, body = self._rng.choice(
-            [
-                ("session.complete", Complete(outcome=self._rng.choice([Outcome.PASSED, Outcome.FAILED]))),
-                ("session.fail", Fail()),
-                ("session.cancel", Cancel()),
-            ]
-        )
+        ends: list[tuple[str, Body]] = [
+            ("session.complete", Complete(outcome=self._rng.choice([Outcome.PASSED, Outcome.FAILED]))),
+            ("session.fail", Fail()),
+            ("session.cancel", Cancel()),
+        ]
+        kind, body = self._rng.choice(ends)
         sent = await self._one(plan, body, kind)
         plan.ended |= isinstance(sent.told, Done)
         if plan.ended and self._rng.random() < 0.4:
@@ -313,9 +314,24 @@ class Client:
         sent = self._send(plan, command)
         await self._try(sent, self._ask(sent, Ack.DURABLE))
 
+    def _ack(self) -> Ack:
+        levels = [Ack.DURABLE, Ack.APPLIED, Ack.MIRRORED if self._world.profile.mirror else Ack.DURABLE]
+        return self._rng.choices(levels, [14, 3, 3])[0]
+
     def _ask(self, sent: Sent, ack: Ack) -> Callable[["Runtime"], Awaitable[Any]]:
         async def ask(runtime: "Runtime") -> Any:
-            return await runtime.ask(sent.session_id, sent.command, ack=ack)
+            try:
+                done = await runtime.ask(sent.session_id, sent.command, ack=ack)
+            except DurabilityUnavailable as error:
+                self._world.oracle.must(error.reached == "durable", "I7", f"{self.name}: {error}")
+                return self._durable(sent)
+            mirrored_seq = self._world.oracle.of(sent.session_id).mirrored_seq
+            self._world.oracle.must(
+                ack is not Ack.MIRRORED or done.seq <= mirrored_seq,
+                "I7",
+                f"{sent.session_id}: {done.seq} was answered as mirrored, {mirrored_seq} is",
+            )
+            return done
 
         return ask
 
@@ -353,6 +369,13 @@ class Client:
                 sent.early = undone
             else:
                 self._confirm(sent, sent.told)
+
+    def _durable(self, sent: Sent) -> Done:
+        """It was told that it is durable, and not where."""
+        truth = self._world.oracle.of(sent.session_id)
+        seq = truth.causes.get(sent.cause) if sent.cause is not None else None
+        self._world.oracle.must(seq is not None, "I7", f"{sent.session_id}: {sent.cause} is not durable")
+        return Done(seq or 0)
 
     def _confirm(self, sent: Sent, done: Done) -> None:
         """It was answered as durable: it must be so now."""

@@ -6,6 +6,7 @@ process's operations are settled by `Disk.settle`: those that were written stay 
 may not, a write of several parts in part.
 """
 
+import copy
 import random
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -19,9 +20,19 @@ from anyio.lowlevel import checkpoint
 from attrs import define, field
 
 from sojourn.actors.errors import ObjectExists, StaleEpoch, StorageFull, StoreError, StoreUnavailable
-from sojourn.actors.ports import CatalogQuery, CatalogRow, JournalStatistics, Record
+from sojourn.actors.ports import (
+    CatalogQuery,
+    CatalogRow,
+    JournalStatistics,
+    Mirror,
+    MirrorAnswer,
+    MirrorClaim,
+    MirrorHead,
+    MirrorUpdate,
+    Record,
+)
 from sojourn.runtime.opening import Stores
-from sojourn.runtime.stores.memory import MemoryCatalog, MemoryJournal, MemoryObjects
+from sojourn.runtime.stores.memory import MemoryCatalog, MemoryJournal, MemoryMirror, MemoryObjects
 
 from .oracle import Oracle
 from .profile import DEATHS_MAX, Profile, log_uniform, rng_of
@@ -58,9 +69,9 @@ class Killed(BaseException):
     """The process is gone: no call comes through any more."""
 
 
-def phase_of_caller() -> str:
+def phase_of_caller(otherwise: str = "ask") -> str:
     """The phase that the running task is in."""
-    found, frame = "ask", sys._getframe(2)
+    found, frame = otherwise, sys._getframe(2)
     while frame is not None:
         found = PHASES.get(frame.f_code.co_qualname, found)
         frame = frame.f_back  # type: ignore[assignment]
@@ -102,10 +113,12 @@ class Disk:
     catalog: MemoryCatalog = field(factory=MemoryCatalog)
     recent: MemoryObjects = field(factory=MemoryObjects)
     archive: MemoryObjects = field(factory=MemoryObjects)
+    mirror: MemoryMirror = field(factory=MemoryMirror)
     calm: bool = False
     deaths: int = 0
     store_faults: int = 0
     unsynced: list[dict[str, CatalogRow | None]] = field(factory=list)
+    older: dict[str, Any] = field(factory=dict)  # of the mirror: sessions as they were
     rng: random.Random = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -168,6 +181,7 @@ class Mount:
             catalog=SimCatalog(self),
             objects=SimObjects(self, self.disk.recent, "recent"),
             archive=SimObjects(self, self.disk.archive, "archive"),
+            mirror=SimPlace(self) if self.disk.profile.mirror else None,  # type: ignore[arg-type]
         )
 
     def die(self, death: str) -> None:
@@ -190,7 +204,7 @@ class Mount:
 
     async def read(self, store: str, verb: str, look: Callable[[], Awaitable[T]]) -> T:
         """A call that changes nothing."""
-        phase = phase_of_caller()
+        phase = phase_of_caller("mirror" if store == "mirror" else "ask")
         if self.death is None and (death := self._draw_death(phase)) is not None:
             self.die(death)
         await self._before(store, f"{store}.{verb}", phase, False)
@@ -215,7 +229,7 @@ class Mount:
             seals: it makes a session sealed.
             in_part: for a write that is not all or nothing.
         """
-        phase = phase_of_caller()
+        phase = phase_of_caller("mirror" if store == "mirror" else "ask")
         operation = Operation(f"{store}.{verb}", "seal" if seals else phase, carry_out, in_part)
         if self.death is not None:
             raise Killed
@@ -325,7 +339,12 @@ class Mount:
         if now < self._silent_until.get(store, -1.0):
             self._fails("silence", phase)
             raise StoreUnavailable(f"{name}: the {store} does not answer")
-        if writes and now < self._full_until and not name.endswith("delete") and store != "archive":
+        if (
+            writes
+            and now < self._full_until
+            and not name.endswith("delete")
+            and store not in ("archive", "mirror")
+        ):
             self._fails("full", phase)
             raise StorageFull(f"{name}: no room")
         if disk.draws("error", phase):
@@ -513,6 +532,106 @@ class SimObjects:
     async def delete(self, name: str) -> None:
         async def delete() -> None:
             await self._inner.delete(name)
-            self._disk.oracle.copies_left(self._disk, [name.split("/")[2]])
+            self._disk.oracle.deleted(self._disk, name)
 
         await self._mount.write(self._store, "delete", delete)
+
+
+class SimMirror:
+    """See ports.Mirror. It may lose what it holds, all of it or the last of a session, as at a failover."""
+
+    description = "simulated"
+    is_local = False
+
+    def __init__(self, mount: Mount) -> None:
+        self._mount = mount
+        self._disk = mount.disk
+        self._inner = mount.disk.mirror
+        self._lane = anyio.Lock()
+
+    async def claim(self, owner: str, epoch: int) -> MirrorClaim:
+        return await self._mount.write(
+            "mirror", "claim", lambda: self._inner.claim(owner, epoch), lane=self._lane
+        )
+
+    async def epoch(self) -> int:
+        return await self._mount.read("mirror", "epoch", self._inner.epoch)
+
+    async def apply(self, batch: Sequence[MirrorUpdate]) -> list[MirrorAnswer]:
+        async def apply(share: float = 1.0) -> list[MirrorAnswer]:
+            self._may_lose()
+            some = batch[: round(share * len(batch))]
+            for update in some:
+                self._disk.oracle.mirrors(update)
+            answers = await self._inner.apply(some)
+            for update, answer in zip(some, answers, strict=True):
+                if answer in (MirrorAnswer.OK, MirrorAnswer.DUP):
+                    self._disk.oracle.mirrored(update)
+            return answers
+
+        return await self._mount.write("mirror", "apply", apply, lane=self._lane, in_part=apply)
+
+    def _may_lose(self) -> None:
+        disk, sessions = self._disk, self._inner._sessions
+        if sessions and disk.draws("lost"):
+            self._mount.occurs("lost", "mirror")
+            self._inner.lose(*([] if disk.rng.random() < 0.3 else [disk.rng.choice(sorted(sessions))]))
+        elif sessions and disk.draws("older"):
+            self._mount.occurs("older", "mirror")
+            session_id = disk.rng.choice(sorted(sessions))
+            if session_id in disk.older:
+                sessions[session_id] = copy.deepcopy(disk.older[session_id])
+        elif sessions and "older" in disk.profile.rates:
+            session_id = disk.rng.choice(sorted(sessions))
+            disk.older[session_id] = copy.deepcopy(sessions[session_id])
+
+    async def head(self, session_id: str) -> MirrorHead | None:
+        return await self._mount.read("mirror", "head", lambda: self._inner.head(session_id))
+
+    async def heads(self) -> dict[str, MirrorHead]:
+        return await self._mount.read("mirror", "heads", self._inner.heads)
+
+    async def documents(self, session_id: str) -> dict[str, bytes]:
+        return await self._mount.read("mirror", "documents", lambda: self._inner.documents(session_id))
+
+    async def events(self, session_id: str, after_seq: int = 0) -> list[tuple[int, bytes]]:
+        return await self._mount.read("mirror", "events", lambda: self._inner.events(session_id, after_seq))
+
+    async def trim(self, session_id: str, epoch: int, upto_seq: int) -> MirrorAnswer:
+        return await self._mount.write(
+            "mirror", "trim", lambda: self._inner.trim(session_id, epoch, upto_seq), lane=self._lane
+        )
+
+    async def remove(self, session_id: str, epoch: int, tier: str = "recent") -> MirrorAnswer:
+        return await self._mount.write(
+            "mirror", "remove", lambda: self._inner.remove(session_id, epoch, tier), lane=self._lane
+        )
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+class SimPlace:
+    """See runtime.mirror_place.MirrorPlace: a server that outlives the process."""
+
+    private = False
+    owner = "here"
+
+    def __init__(self, mount: Mount) -> None:
+        self._mirror = SimMirror(mount)
+
+    async def connect(self) -> Mirror:
+        return self._mirror
+
+    async def epoch(self, known: int) -> int:
+        try:
+            return await self._mirror.epoch()
+        except StoreError:  # as the real one: the data folder knows its own
+            return 0
+
+    async def watch(self, started: Callable[[], None]) -> None:
+        started()
+        await anyio.sleep_forever()
+
+    async def close(self) -> None:
+        """It stays."""

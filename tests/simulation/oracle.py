@@ -11,17 +11,18 @@ import anyio
 from attrs import define, field
 
 from sojourn.actors.errors import Damaged
-from sojourn.actors.ports import TIERS, CatalogRow, Record, RecordKind
+from sojourn.actors.ports import TIERS, CatalogRow, MirrorUpdate, Record, RecordKind
 from sojourn.actors.session.codec import decode_event, decode_snapshot, encode_snapshot, public_state
 from sojourn.actors.session.commands import AppendLog, Event, SourceCause
 from sojourn.actors.session.core import apply
+from sojourn.actors.session.documents import all_documents
 from sojourn.actors.session.model import Limits, SessionState
 from sojourn.actors.session.record import decode_record, public_record
 from sojourn.runtime.layout import manifest_name, session_folder, snapshot_seq
 from sojourn.runtime.live import Line
 from sojourn.runtime.manifest import decode_manifest, sha256_of
 from sojourn.runtime.segments import decode_segment, parse_name, unpack
-from sojourn.runtime.stores.memory import MemoryObjects
+from sojourn.runtime.stores.memory import MemoryMirror, MemoryObjects
 
 if TYPE_CHECKING:
     from .disk import Disk, Mount
@@ -51,6 +52,7 @@ class Truth:
     causes: dict[Cause, int] = field(factory=dict)
     texts: dict[str, int] = field(factory=dict)
     tier: str = TIERS[0]
+    mirrored_seq: int = 0
     states: list[SessionState] = field(factory=list)
     sound: dict[tuple[str, bytes], tuple[int, int] | None] = field(factory=dict)
 
@@ -198,6 +200,47 @@ class Oracle:
                         kept.update(range(span[0], span[1] + 1))
             lost = sorted(set(range(1, truth.head + 1)) - kept)
             self.must(not lost, "I9", f"{session_id}: no copy is left of events {lost[:5]}")
+
+    def deleted(self, disk: "Disk", name: str) -> None:
+        """An object is gone."""
+        self.copies_left(disk, [name.split("/")[2]])
+
+    def mirrors(self, update: MirrorUpdate) -> None:
+        """The mirror is sent this."""
+        truth = self.of(update.session_id)
+        durable = update.last_seq <= truth.head
+        self.must(
+            durable, "I7", f"{truth.session_id} is mirrored at seq {update.last_seq}, {truth.head} is durable"
+        )
+        first_seq = update.last_seq - len(update.events) + 1
+        happened = truth.lines[first_seq - 1 : update.last_seq]
+        self.must(
+            not durable or list(update.events) == happened,
+            "I5",
+            f"{truth.session_id}: other events than those that happened are mirrored up to {update.last_seq}",
+        )
+
+    def mirrored(self, update: MirrorUpdate) -> None:
+        """The mirror has acknowledged it."""
+        truth = self.of(update.session_id)
+        truth.mirrored_seq = max(truth.mirrored_seq, update.last_seq)
+
+    def mirror_is_level(self, mirror: MemoryMirror) -> None:
+        """Each active session stands there as it is, and no other does."""
+        for session_id, truth in self.truths.items():
+            stands = mirror._sessions.get(session_id)
+            if truth.tier != TIERS[0]:
+                self.must(stands is None, "I11", f"{session_id} is {truth.tier} and is still mirrored")
+            elif stands is None or stands.seq != truth.head:
+                at = stands.seq if stands is not None else None
+                self.must(False, "I11", f"{session_id} is mirrored at {at}, {truth.head} is durable")
+            else:
+                expected = dict(all_documents(truth.state_at(truth.head, self.limits)))
+                self.must(
+                    stands.documents == expected,
+                    "I5",
+                    f"{session_id}: the mirrored documents are not its state",
+                )
 
     def listed(self, row: CatalogRow, disk: "Disk") -> None:
         """The catalog has this row."""

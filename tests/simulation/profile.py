@@ -17,6 +17,8 @@ FAULTS = {
     "silence": (5e-4, 1e-2),  # a store does not answer for a while
     "stall": (1e-3, 3e-2),  # a call takes very long
     "garbled": (1e-2, 3e-1),  # an object does not read back as it was written
+    "lost": (1e-3, 5e-2),  # the mirror has lost a session, or all of them
+    "older": (1e-3, 5e-2),  # a session stands in the mirror as it was some time ago
     "kill": (5e-4, 2e-2),  # the process is gone; what was written, synced or not, stays
     "power": (5e-4, 2e-2),  # the machine is gone; what was not synced may be lost
     "stop": (5e-4, 2e-2),  # the process is told to end, and does
@@ -26,6 +28,26 @@ FAULTS = {
     "crash": (5e-3, 1e-1),  # a command on which the actor's code fails
     "cancel": (5e-3, 2e-1),  # a caller leaves before it is answered
 }
+# What the seeds of CI must have met: every fault that strikes at a moment or at a call, in every phase that has calls for it.
+READING = ("look", "recovery", "stream")
+WRITING = ("archive", "catalog", "commit", "compaction", "hand-off", "mirror", "seal", "snapshot", "start")
+DIRECTED = tuple(
+    (fault, phase)
+    for fault in ("error", "silence", "stall", "kill", "power", "stop", "pause", "clock")
+    for phase in (*READING, *WRITING)
+) + tuple(
+    (fault, phase)
+    for fault, phases in {
+        "unknown": WRITING,
+        "full": ("catalog", "commit", "compaction", "hand-off", "seal", "snapshot", "start"),
+        "garbled": ("archive", "compaction", "hand-off", "snapshot"),
+        "lost": ("mirror",),
+        "older": ("mirror",),
+        "crash": ("commit",),
+        "cancel": ("commit", "facts"),
+    }.items()
+    for phase in phases
+)
 DEATHS_MAX = 5  # of a process, in one seed: a start costs more than a command
 
 
@@ -40,6 +62,7 @@ class Profile:
     commands: int
     clients: int
     sessions: int
+    mirror: bool
     settings: Settings
 
     def rate(self, fault: str) -> float:
@@ -71,6 +94,7 @@ def draw(seed: int) -> Profile:
         commands=int(log_uniform(rng, 60, 600)),
         clients=rng.choice([1, 2, 4, 6]),
         sessions=sessions,
+        mirror=rng.random() < 0.5,
         settings=_settings(rng),
     )
 
