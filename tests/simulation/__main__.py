@@ -1,5 +1,5 @@
-"""`python -m tests.simulation [--seeds N] [--first S] [--show | --json]`: runs seeds; exit code 1 where an invariant does not
-hold."""
+"""`python -m tests.simulation [--seeds N] [--first S] [--show | --json] [--until-found]`: runs seeds; exit code 1 where an
+invariant does not hold."""
 
 import argparse
 import json
@@ -18,6 +18,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the first of them (0)")
     parser.add_argument("--show", action="store_true", help="print all that happens")
     parser.add_argument("--json", action="store_true", help="print what became of each seed, one a line")
+    parser.add_argument("--until-found", action="store_true", help="end with the first that fails")
     options = parser.parse_args()
     began, cpu_began = time.monotonic(), time.process_time()
     outcomes = []
@@ -28,6 +29,8 @@ def main() -> int:
             print(json.dumps(document(outcome)), flush=True)
         elif outcome.violation is not None:
             print(f"seed {seed}: {outcome.violation}\n  {replay(seed)}", flush=True)
+        if options.until_found and outcome.violation is not None:
+            break
     failed = sum(outcome.violation is not None for outcome in outcomes)
     if not options.json:
         report(outcomes, failed, time.monotonic() - began, time.process_time() - cpu_began)

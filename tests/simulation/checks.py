@@ -61,6 +61,21 @@ async def everything_moves(world: "World", within_s: float) -> None:
                 break
             await anyio.sleep(0.5)
     world.oracle.must(not patience.cancelled_caught, "I24", "the runtime is not ready again after the faults")
+    if any(plan.bombs for plan in world.plans):
+        return  # some may be set aside, and are listed as they were
+    late: list[str] = []
+    with anyio.move_on_after(IN_A_MOMENT_S):
+        while late := [
+            id_ for id_, truth in world.oracle.truths.items() if truth.head > listed_seq(world, id_)
+        ]:
+            await anyio.sleep(1.0)
+    world.oracle.must(not late, "I11", f"the catalog stays behind with {late}")
+
+
+def listed_seq(world: "World", session_id: str) -> int:
+    """The seq of its row; 0: it has none."""
+    row = world.disk.catalog._rows.get(session_id)
+    return row.seq if row is not None else 0
 
 
 async def everything_rests(world: "World", runtime: Runtime, within_s: float) -> None:

@@ -134,6 +134,10 @@ class Oracle:
                     f"{record.session_id}: {cause} took effect twice: {truth.causes.get(cause)}, {event.seq}",
                 )
                 truth.causes[cause] = event.seq
+                if cause[0] == "source":
+                    before = ("source", cause[1], cause[2] - 1)
+                    in_order = cause[2] == 1 or before in truth.causes
+                    self.must(in_order, "I1", f"{record.session_id}: {cause} took effect before {before}")
             if isinstance(event.data, AppendLog):
                 self.must(
                     event.data.text not in truth.texts,

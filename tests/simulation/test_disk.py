@@ -5,15 +5,16 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
+from attrs import evolve
 
-from sojourn.actors.ports import Catalog, Journal, Mirror, Objects, Record
+from sojourn.actors.ports import Catalog, CatalogRow, Journal, Mirror, Objects, Record
 from sojourn.actors.session.model import Limits
 
-from ..contract.test_catalog import CatalogContract
+from ..contract.test_catalog import CatalogContract, row
 from ..contract.test_journal import JournalContract
 from ..contract.test_mirror import MirrorContract
 from ..contract.test_objects import ObjectsContract
-from .disk import Disk, Mount, SimCatalog, SimJournal, SimMirror, SimObjects
+from .disk import WRITTEN, Disk, Killed, Mount, SimCatalog, SimJournal, SimMirror, SimObjects
 from .oracle import Oracle
 from .profile import draw
 from .trace import Trace
@@ -42,7 +43,7 @@ class Unjudging(Oracle):
     def mirrors(self, update: object) -> None:
         """Nor read."""
 
-    def listed(self, row: object, disk: Disk) -> None:
+    def listed(self, row: CatalogRow, disk: Disk) -> None:
         """Nor compared."""
 
 
@@ -87,3 +88,48 @@ class TestSimMirror(OnBoth, MirrorContract):
     async def mirror(self, anyio_backend: str) -> AsyncIterator[Mirror]:
         async with mounted() as mount:
             yield SimMirror(mount)
+
+
+def line(seq: int) -> Record:
+    return Record("a", seq, 1, 1, b'{"seq":%d}\n' % seq)
+
+
+@pytest.mark.parametrize(("death", "left"), [("kill", {1}), ("power", {0, 1})])
+async def test_an_append_that_was_not_answered_stays_after_a_kill_and_may_be_lost_with_the_power(
+    anyio_backend: str, death: str, left: set[int]
+) -> None:
+    found = set()
+    for seed in range(40):
+        disk = Disk(evolve(draw(0), seed=seed, rates={}, delay_s=0.01), Unjudging(limits=Limits()), Trace())
+        async with anyio.create_task_group() as tasks:
+            mount = Mount(disk, tasks, pause=lambda _: None, set_clock=lambda _: None)
+            tasks.start_soon(_killed, SimJournal(mount))
+            while not mount.operations or mount.operations[0].state != WRITTEN:
+                await anyio.sleep(0.0005)
+            mount.die(death)
+            await disk.settle(mount)
+        found.add(disk.journal.heads().get("a", 0))
+        if found == left:
+            break
+    assert found == left
+
+
+async def _killed(journal: SimJournal) -> None:
+    with pytest.raises(Killed):
+        await journal.append([line(1)])
+
+
+async def test_rows_of_active_sessions_may_be_lost_with_the_power_and_others_not(anyio_backend: str) -> None:
+    tiers = set()
+    for seed in range(40):
+        disk = Disk(evolve(draw(0), seed=seed), Unjudging(limits=Limits()), Trace())
+        async with mounted(disk) as mount:
+            catalog = SimCatalog(mount)
+            await catalog.put([row("a"), row("b", tier="recent")])
+            await catalog.put([row("a", seq=2)])
+            mount.die("power")
+            await mount.disk.settle(mount)
+            rows = mount.disk.catalog._rows
+            assert rows["b"].tier == "recent"
+            tiers.add(rows["a"].seq)
+    assert tiers == {1, 2}

@@ -1,0 +1,1 @@
+"""Planted faults, each a patch, and what finds out how many seeds the simulator needs for each."""
