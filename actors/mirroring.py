@@ -293,6 +293,11 @@ class MirrorWriter:
     def _drop(self, session: _Session) -> None:
         """It is not behind any more, or not ours to send; who still waits for it hears so."""
         del self._behind[session.session_id]
+        if session.queued:  # or it would be sent all the same
+            session.queued = False
+            for waiting in (self._queue, self._wholes):
+                if session in waiting:
+                    waiting.remove(session)
         if session.askers:
             why = (
                 "in the mirror something else stands in its place"

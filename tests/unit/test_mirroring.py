@@ -326,6 +326,28 @@ async def test_a_session_that_moves_leaves_the_mirror_and_says_where_to(autojump
             await setup.mirrored("a", 1)
 
 
+async def test_a_session_that_moves_while_it_waits_for_its_turn_is_not_sent_any_more(
+    autojump_clock: MockClock,
+) -> None:
+    async with running() as setup:
+        blocked = trio.Event()
+
+        class Stuck(Moody):
+            async def apply(self, batch: Sequence[MirrorUpdate]) -> list[MirrorAnswer]:
+                await blocked.wait()
+                return await super().apply(batch)
+
+        setup.mirror.__class__ = Stuck
+        for session_id in ("under way", "under way, too", "waits"):
+            setup.commit(session_id.replace(", ", "-").replace(" ", "-"))
+            await trio.sleep(0.01)
+        del setup.sessions.seqs["waits"]
+        setup.writer.moved("waits", "recent")
+        blocked.set()
+        await setup.level()
+        assert await setup.mirror.head("waits") is None
+
+
 async def test_a_removal_waits_for_the_mirror_to_come_back(autojump_clock: MockClock) -> None:
     async with running() as setup:
         setup.commit("a")
