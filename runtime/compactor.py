@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 
 from ..actors.compaction import Kept, bytes_to_free, releasable_seq
 from ..actors.errors import (
+    Damaged,
     Missing,
     SetAside,
     SojournError,
@@ -262,7 +263,10 @@ class Compactor:
         if released:
             for segment in await self._event_log.segments(session_id):
                 if segment.last_seq == released:
-                    records = await self._event_log.unfold(session_id, segment)
+                    try:
+                        records = await self._event_log.unfold(session_id, segment)
+                    except Damaged:
+                        continue  # left by a write that was not what it should be; another one was taken in its place
                     if payload_bytes(records) <= SEGMENT_BYTES_FULL // 2:
                         return segment, list(records)
         return None, []
