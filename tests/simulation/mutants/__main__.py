@@ -88,13 +88,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutants", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="which faults (all)")
     parser.add_argument("--seeds", type=int, default=SEEDS_MAX, help=f"how many at most ({SEEDS_MAX:,})")
+    parser.add_argument(
+        "--at-once", type=int, default=os.cpu_count() or 1, help="how many at once (one a core)"
+    )
     options = parser.parse_args()
     unknown = set(options.names) - set(names())
     if unknown:
         print(f"no such fault: {', '.join(sorted(unknown))}; one of: {', '.join(names())}", file=sys.stderr)
         return 2
     survived = []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(options.at_once) as pool:
         hunts = [pool.submit(hunt, name, options.seeds) for name in options.names or names()]
         for found in (hunted.result() for hunted in as_completed(hunts)):
             print(found, flush=True)
