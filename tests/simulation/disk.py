@@ -479,6 +479,13 @@ class SimCatalog:
             lambda: self._inner.in_tier(tier, updated_before=updated_before, limit=limit),
         )
 
+    async def due(
+        self, *, before: datetime, after: tuple[datetime, str] | None, limit: int
+    ) -> list[tuple[datetime, str]]:
+        return await self._mount.read(
+            "catalog", "due", lambda: self._inner.due(before=before, after=after, limit=limit)
+        )
+
     async def get(self, session_id: str) -> CatalogRow | None:
         return await self._mount.read("catalog", "get", lambda: self._inner.get(session_id))
 
