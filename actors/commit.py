@@ -14,7 +14,7 @@ from attrs import frozen
 from .errors import Damaged, OwnershipLost, StoreError, StoreUnavailable
 from .kernel.actor import Cell
 from .kernel.scheduler import Kernel
-from .ports import Journal, Record
+from .ports import Journal, Record, RecordKind
 
 log = structlog.get_logger("sojourn.commit")
 
@@ -43,6 +43,7 @@ class CommitWriter:
 
     Args:
         publish: called with the records of a commit, in order, once they are durable and before anyone is answered.
+        marked: called with the marks among them instead.
         probe: appends an empty mark, to see whether a journal that refused takes records again.
         room: returns while the journal is within its bound, waits so many seconds for it to be so again, or raises
             StorageFull.
@@ -53,12 +54,14 @@ class CommitWriter:
         journal: Journal,
         kernel: Kernel,
         publish: Callable[[Sequence[Record]], None],
+        marked: Callable[[Sequence[Record]], None],
         probe: Callable[[], Record],
         room: Callable[[float], Awaitable[None]],
     ) -> None:
         self._journal = journal
         self._kernel = kernel
         self._publish = publish
+        self._marked = marked
         self._probe = probe
         self._room = room
         self.refusing: StoreError | None = None
@@ -100,7 +103,9 @@ class CommitWriter:
                     await self._journal.append(records)
             except StoreUnavailable as error:
                 try:
-                    there = await self._is_there(records[0], error)
+                    # Where there is a record of events it tells by its seq.
+                    telling = next((one for one in records if one.count), records[0])
+                    there = await self._is_there(telling, error)
                 except anyio.get_cancelled_exc_class():
                     # Told as what it is, an unknown outcome; the actors read what there is when they start again.
                     self._kernel.refused(cells[start:], error)
@@ -122,8 +127,12 @@ class CommitWriter:
             self._accept()
             self._commits += 1
             self._records += len(records)
-            self._events += sum([record.count for record in records])
+            counts = [record.count for record in records]
+            self._events += sum(counts)
             self._payload_bytes += sum([len(record.payload) for record in records])
+            if 0 in counts:
+                self._marked([record for record in records if not record.count])
+                records = [record for record in records if record.count]
             self._publish(records)
             self._kernel.committed(group)
 
@@ -134,6 +143,12 @@ class CommitWriter:
         self.refusing = error
         while True:
             try:
+                if not record.count:
+                    marks = await self._journal.marks()
+                    if record.kind is not RecordKind.RELEASE:
+                        return record in marks
+                    place = (record.session_id, record.first_seq)
+                    return place not in [(mark.session_id, mark.first_seq) for mark in marks]
                 found = await self._journal.read(record.session_id, record.first_seq - 1)
             except Damaged:
                 return False  # not as it was written, so it is not there

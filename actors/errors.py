@@ -193,6 +193,37 @@ class Quarantined(CallerError):
     code = "quarantined"
 
 
+class NotQuarantined(Rejected):
+    """Nothing is set aside there."""
+
+    code = "not_quarantined"
+
+    def __init__(self, session_id: str, number: int | None = None) -> None:
+        what = f"message {number} of {session_id}" if number is not None else f"session {session_id}"
+        super().__init__(f"{what} is not set aside; `sojourn quarantine ls` shows what is")
+        self.session_id = session_id
+        self.number = number
+
+
+class NotResendable(Rejected):
+    """What is set aside cannot be sent as it is."""
+
+    code = "not_resendable"
+
+
+class SessionQuarantined(CallerError):
+    """An event of the session cannot be applied, so it is read-only. `seq` is that event."""
+
+    code = "session_quarantined"
+
+    def __init__(self, session_id: str, seq: int, error: str) -> None:
+        super().__init__(
+            f"event {seq} of {session_id} cannot be applied ({error}), so it is read-only at {seq - 1}; nothing is lost. Upgrade "
+            "Sojourn if a newer version wrote it, else report it; it is tried again at the next start"
+        )
+        self.seq = seq
+
+
 class SetAside(CallerError):
     """The session has lost events and is read-only until a person accepts the loss. `first_seq` to `last_seq` are lost."""
 

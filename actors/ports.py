@@ -5,7 +5,15 @@ is not async does not block. Driver errors arrive as `StoreError`s with their ca
 """
 
 import enum
-from collections.abc import AsyncIterator, Collection, Mapping, MutableMapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Mapping,
+    MutableMapping,
+    MutableSequence,
+    Sequence,
+)
 from datetime import datetime
 from typing import Protocol
 
@@ -17,6 +25,9 @@ class RecordKind(enum.IntEnum):
 
     EVENTS = 1
     EPOCH = 2  # a mark without seq: a process claimed the folder under this epoch
+    ATTEMPT = 3  # a mark that stands: a command was being handled when the process was killed
+    QUARANTINE = 4  # a mark that stands: a message, or the session itself (number 0), is set aside
+    RELEASE = 5  # what stood under this number stands no more
 
 
 @define
@@ -24,8 +35,9 @@ class Record:
     """The events of one slot of one session, which become durable together.
 
     `payload` holds `count` lines of canonical JSON, one event each, the first of seq `first_seq`; every line ends
-    with a newline. A mark has count 0, and its payload is its own. `documents` are those of the state that the events
-    touched (None: removed), for the mirror, which takes them over; no part of what is stored.
+    with a newline. A mark has count 0, and its payload is its own; `first_seq` is then its number within its session.
+    `documents` are those of the state that the events touched (None: removed), for the mirror, which takes them over; no part
+    of what is stored.
     """
 
     session_id: str
@@ -107,6 +119,16 @@ class Journal(Protocol):
 
         Raises:
             Damaged: a record among them does not carry its checksum, or one is missing.
+        """
+        ...
+
+    async def marks(self) -> list[Record]:
+        """The marks that stand, by session and number. A mark stands from its commit on until another of the same session
+        and number takes its place or releases it, whatever becomes of the session's events; one that does not carry its
+        checksum is left out. Marks have no seq, so they make no head, and `release` and `forget` leave them alone.
+
+        Raises:
+            StoreUnavailable: the disk did not answer.
         """
         ...
 
@@ -341,6 +363,45 @@ class Mirror(Protocol):
 
     async def close(self) -> None:
         """What was begun is carried out or has failed. Again: nothing happens."""
+        ...
+
+
+class Identity(enum.Enum):
+    """By what a command is told from others: its id, its source and n, or, where it has neither, a digest of its body."""
+
+    COMMAND_ID = "command_id"
+    SOURCE = "source"
+    DIGEST = "digest"
+
+
+@frozen(kw_only=True)
+class InFlight:
+    """A command that was being handled. `name` is its id, its source or its digest, as `kind` says."""
+
+    session_id: str
+    kind: Identity
+    n: int
+    name: str
+
+
+class Inflight(Protocol):
+    """Which command is being handled now, at a place that outlives the process however it ends: by that a command that
+    takes the process along is found. It need not outlive a power cut. `note` is called before every turn, so it
+    checks nothing."""
+
+    note: Callable[[bytes, int, bytes], object]
+    """(session id, n, name): from here on this command is being handled: n from 1 of the source `name`; with n 0 the one
+    of the id `name`, and with n -1 of that digest. A session id beyond 64 bytes is cut, and a name beyond 256."""
+
+    page: MutableSequence[int]
+    """`page[0] = 0`: nothing is being handled. No method, because that costs three times as much."""
+
+    def left(self) -> InFlight | None:
+        """What stood there when it was opened: the process before was killed while it handled that. None: it was not."""
+        ...
+
+    def close(self) -> None:
+        """Nothing is being handled any more. Again: nothing happens."""
         ...
 
 

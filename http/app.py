@@ -17,7 +17,7 @@ from ..runtime.settings import Settings
 from .guard import Guard
 from .problems import NoSuchPath
 from .resource import Resource
-from .routes import commands, events, export, sessions, statistics, system
+from .routes import commands, events, export, quarantine, sessions, statistics, system
 from .stream import StreamRegistry
 
 PREFIX = "/api/v1"
@@ -34,6 +34,13 @@ API: dict[str, Resource] = {
     "/sessions/{session_id}/stream": Resource(GET=events.stream),
     "/sessions/{session_id}/export": Resource(GET=export.export_session),
     "/statistics": Resource(GET=statistics.statistics),
+    "/quarantine": Resource(GET=quarantine.list_all),
+    "/sessions/{session_id}/quarantine": Resource(GET=quarantine.list_of_session),
+    "/sessions/{session_id}/quarantine/release": Resource(POST=quarantine.release),
+    "/sessions/{session_id}/quarantine/{number}": Resource(GET=quarantine.show),
+    "/sessions/{session_id}/quarantine/{number}/skip": Resource(POST=quarantine.skip),
+    "/sessions/{session_id}/quarantine/{number}/edit": Resource(POST=quarantine.edit),
+    "/sessions/{session_id}/quarantine/{number}/retry": Resource(POST=quarantine.retry),
 }
 # Probes look for these at the root; a host that mounts us under a prefix finds them beside the API.
 SYSTEM: dict[str, Resource] = {

@@ -13,6 +13,7 @@ from ..actors.compaction import Kept, bytes_to_free, releasable_seq
 from ..actors.errors import (
     Damaged,
     Missing,
+    SessionQuarantined,
     SetAside,
     SojournError,
     StorageFull,
@@ -177,7 +178,7 @@ class Compactor:
                 self._moved += 1
             else:  # it was handed over meanwhile
                 self.forget(session_id)
-        except (Missing, SetAside) as error:
+        except (Missing, SetAside, SessionQuarantined) as error:
             log.warning(
                 "session.not_compacted",
                 session=session_id,

@@ -6,11 +6,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import field, frozen
 
 from ..actors.errors import StorageFull, StoreUnavailable
-from ..actors.ports import Catalog, Journal, Objects
+from ..actors.ports import Catalog, Inflight, Journal, Objects
 from .settings import Settings
+from .stores.inflight import MappedInflight, MemoryInflight
 
 if TYPE_CHECKING:
     from .mirror_place import MirrorPlace
@@ -28,13 +29,15 @@ class SystemClock:
 
 @frozen(kw_only=True)
 class Stores:
-    """What a runtime keeps its data in. `objects` holds what belongs to active and recent sessions."""
+    """What a runtime keeps its data in. `objects` holds what belongs to active and recent sessions; without a place that
+    outlives the process, a command that takes the process along is not found."""
 
     journal: Journal
     catalog: Catalog
     objects: Objects
     archive: Objects
     mirror: "MirrorPlace | None" = None
+    inflight: Inflight = field(factory=MemoryInflight)
 
 
 @asynccontextmanager
@@ -71,6 +74,8 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             stack.push_async_callback(catalog.close)
             if journal.flaws:
                 await forget_handed_over(journal, catalog)
+            inflight = MappedInflight.open(folder / "inflight")
+            stack.callback(inflight.close)
         except (StoreUnavailable, OSError) as error:
             if free_bytes(folder) >= OPENING_BYTES:
                 if isinstance(error, OSError):
@@ -83,4 +88,11 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
         mirror = MirrorPlace.of(settings)
         if mirror is not None:
             stack.push_async_callback(mirror.close)
-        yield Stores(journal=journal, catalog=catalog, objects=objects, archive=archive, mirror=mirror)
+        yield Stores(
+            journal=journal,
+            catalog=catalog,
+            objects=objects,
+            archive=archive,
+            mirror=mirror,
+            inflight=inflight,
+        )

@@ -43,15 +43,28 @@ class Presence:
             return 0.0
         return now - max(last_sign, self._last_end_at)
 
-    def completed(self, record: dict[str, Any], missing: tuple[int, int] | None) -> dict[str, Any]:
+    def completed(
+        self,
+        record: dict[str, Any],
+        missing: tuple[int, int] | None,
+        quarantined: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """A stored record with what depends on the moment.
 
         Args:
             missing: the first and last of the events that the session has lost, where it is set aside for that.
+            quarantined: why it is set aside otherwise.
         """
         now = self._clock.now()
         last_sign_at = record["updated_at"]
         if record["ended_at"] is None:
             # Not its last event: a timer that fires is no sign of life.
             last_sign_at = now - timedelta(seconds=self.silent_s(record["session_id"]))
-        return complete_record(record, now=now, last_sign_at=last_sign_at, owner_alive=True, missing=missing)
+        return complete_record(
+            record,
+            now=now,
+            last_sign_at=last_sign_at,
+            owner_alive=True,
+            missing=missing,
+            quarantined=quarantined,
+        )

@@ -5,7 +5,7 @@ folder that cannot be written. What it knows of the journal stood there when it 
 """
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -14,13 +14,16 @@ import structlog
 
 from ..actors.errors import Damaged, Missing, NoSuchSession, UnusableFolder
 from ..actors.ports import Catalog, CatalogQuery, CatalogRow, Objects
+from ..actors.session.actor import ReplayFailure
 from ..actors.session.codec import public_state
 from ..actors.session.model import Limits
+from ..actors.session.poison import Ledger
 from ..actors.session.record import complete_record, decode_record, public_record
 from .event_log import EventLog
 from .layout import snapshot_path
 from .live import Line, lines_of
 from .projector import catalog_row, merged_page, place
+from .quarantine import documents, quarantined_document
 from .rebuild import Rederiver, open_checked, write_rows
 from .recovery import History, Recovered, Recovery
 from .shelves import Shelves
@@ -61,6 +64,8 @@ class Reader:
         self._history = History(event_log, self._recovery)
         self._ahead: dict[str, CatalogRow] = {}
         self._last: Recovered | None = None
+        self._ledger = Ledger()
+        self._unreplayable: dict[str, ReplayFailure] = {}
 
     @classmethod
     @asynccontextmanager
@@ -102,11 +107,34 @@ class Reader:
             if catalog is None:
                 catalog = MemoryCatalog()
                 await write_rows(catalog, journal=journal, recent=recent, archive=archived, with_active=False)
-            yield cls(data_dir, journal, catalog, archived)
+            reader = cls(data_dir, journal, catalog, archived)
+            await reader._read_marks()
+            yield reader
 
     async def refresh(self) -> None:
         """Take in what was committed since."""
         await self._journal.refresh()
+        await self._read_marks()
+
+    async def _read_marks(self) -> None:
+        self._ledger = Ledger()
+        for mark in await self._journal.marks():
+            with suppress(Damaged):  # of a newer version, which can tell more
+                self._ledger.put(mark)
+
+    def _note(self, recovered: Recovered) -> None:
+        if recovered.failure is not None:
+            self._unreplayable[recovered.state.session_id] = recovered.failure
+        else:
+            self._unreplayable.pop(recovered.state.session_id, None)
+
+    def quarantined(self) -> list[dict[str, Any]]:
+        """What is set aside, of all sessions, as it is listed."""
+        return [
+            item
+            for session_id, account in sorted(self._ledger.accounts.items())
+            for item in documents(session_id, account)
+        ]
 
     async def record(self, session_id: str) -> dict[str, Any]:
         """The public record. Raises NoSuchSession, Damaged."""
@@ -117,6 +145,7 @@ class Reader:
         if row is not None and row.seq > (head or 0):
             self._behind[session_id] = row.seq  # the journal has lost its end
         recovered = await self._recover(session_id)
+        self._note(recovered)
         return self._complete(_public(recovered), recovered.missing)
 
     async def state(self, session_id: str) -> tuple[int, bytes]:
@@ -170,7 +199,9 @@ class Reader:
             row = self._ahead.get(session_id)
             if row is None or row.seq < head:
                 try:
-                    row = catalog_row(_public(await self._recover(session_id)))
+                    recovered = await self._recover(session_id)
+                    self._note(recovered)
+                    row = catalog_row(_public(recovered))
                 except Damaged as error:
                     # The others are listed all the same; this one as the catalog has it, if it does.
                     log.warning(
@@ -200,6 +231,9 @@ class Reader:
         return complete_record(
             record,
             missing=missing,
+            quarantined=quarantined_document(
+                self._ledger.hold(record["session_id"]), self._unreplayable.get(record["session_id"])
+            ),
             now=datetime.now(UTC),
             last_sign_at=None,
             owner_alive=owner_pid(self._data_dir) is not None,

@@ -6,11 +6,13 @@ import structlog
 from anyio.lowlevel import checkpoint
 from attrs import frozen
 
-from ..actors.errors import Damaged, Missing, ObjectMissing
+from ..actors.errors import Damaged, Missing, ObjectMissing, SessionQuarantined, SetAside
 from ..actors.ports import Journal, Objects, Record
+from ..actors.session.actor import ReplayFailure
 from ..actors.session.codec import decode_events, decode_snapshot
 from ..actors.session.core import apply
 from ..actors.session.model import Limits, SessionState
+from ..actors.session.poison import one_line
 from .event_log import EventLog
 from .layout import session_folder, snapshot_seq
 from .segments import unpack
@@ -28,13 +30,32 @@ class Recovered:
     """A state, the epoch of its last record, and the seq of the snapshot it began with (0: none).
 
     `missing` are the first and last seq of events that are lost and were not accepted as such; then `state` stands
-    before the first of them, or is a snapshot from behind them, and nothing may be added to it.
+    before the first of them, or is a snapshot from behind them, and nothing may be added to it. With a `failure` it stands
+    before an event that cannot be applied, and nothing may be added to it either.
     """
 
     state: SessionState
     epoch: int
     snapshot_seq: int
     missing: tuple[int, int] | None = None
+    failure: ReplayFailure | None = None
+
+    def whole(self) -> SessionState:
+        """The state, where it is the session's last. Raises SetAside, SessionQuarantined."""
+        if self.missing is not None:
+            raise SetAside(self.state.session_id, *self.missing)
+        if self.failure is not None:
+            raise SessionQuarantined(self.state.session_id, self.failure.seq, self.failure.error)
+        return self.state
+
+
+class _Unreplayable(Exception):
+    """Event `seq` cannot be read or applied."""
+
+    def __init__(self, seq: int, error: Exception) -> None:
+        super().__init__(seq)
+        self.seq = seq
+        self.error = error
 
 
 class Recovery:
@@ -97,7 +118,23 @@ class Recovery:
         state, epoch, snapshot = await self._newest_snapshot(session_id, shelf.objects)
         end = max(shelf.seq, self._known_heads.get(session_id, 0), snapshot)
         holes = [] if snapshot == 0 else await self._below(session_id, snapshot)
-        epoch, found = await self._fold(state, epoch, end)
+        failure = None
+        try:
+            epoch, found = await self._fold(state, epoch, end)
+        except _Unreplayable as stopped:
+            # It may have been applied in part, so all is folded anew, up to the event before.
+            failure = ReplayFailure(stopped.seq, one_line(stopped.error))
+            end = stopped.seq - 1
+            state, epoch, snapshot = await self._newest_snapshot(session_id, shelf.objects)
+            epoch, found = await self._fold(state, epoch, end)
+            log.error(
+                "session.not_replayed",
+                session=session_id,
+                seq=stopped.seq,
+                error=failure.error,
+                remedy="it is read-only at the event before; upgrade Sojourn if a newer version wrote it, else report it",
+                exc_info=stopped.error,
+            )
         # Looked at last: the event that accepts a loss comes behind it.
         holes = [hole for hole in holes if not _accepted(hole, state)]
         found = [hole for hole in found if not _accepted(hole, state)]
@@ -107,17 +144,22 @@ class Recovery:
             if found and first == found[0]:  # the state before it, and nothing of what came after
                 state, epoch, snapshot = await self._newest_snapshot(session_id, shelf.objects)
                 epoch, _ = await self._fold(state, epoch, first[0] - 1)
+        if state.header is None and failure is not None:
+            raise Damaged(
+                f"the creation of {session_id} cannot be applied ({failure.error}); upgrade Sojourn if a newer version wrote it, "
+                "else report it"
+            )
         if state.header is None and (holes or end):
             raise Damaged(
                 f"the creation of {session_id} is lost, and no snapshot of it can be read; put {session_folder(session_id)} or "
                 "the journal back from a copy"
             )
         missing = (holes[0][0], holes[-1][1]) if holes else None
-        return Recovered(state=state, epoch=epoch, snapshot_seq=snapshot, missing=missing)
+        return Recovered(state=state, epoch=epoch, snapshot_seq=snapshot, missing=missing, failure=failure)
 
     async def _fold(self, state: SessionState, epoch: int, end: int) -> tuple[int, list[tuple[int, int]]]:
         """Applies the events up to `end`, and beyond where there are more in the record that holds it. Lost ones are left
-        out. Returns the last record's epoch and the holes."""
+        out. Returns the last record's epoch and the holes. Raises _Unreplayable."""
         holes: list[tuple[int, int]] = []
         limits = self._limits
         while state.seq < end:
@@ -133,12 +175,22 @@ class Recovery:
                     break  # nothing can be folded without the creation
                 continue
             for record in records:
-                for event in decode_events(record.payload, state.seq):
-                    if event.seq > end:
+                at = state.seq + 1
+                try:
+                    for event in decode_events(record.payload, state.seq):
+                        at = event.seq
+                        if at > end:
+                            return epoch, holes
+                        apply(state, event, limits=limits)
+                        at += 1
+                        if not event.seq % EVENTS_A_SLICE:
+                            await checkpoint()
+                except MemoryError:
+                    raise  # of the machine, not of the event
+                except Exception as error:
+                    if at > end:
                         return epoch, holes
-                    apply(state, event, limits=limits)
-                    if not event.seq % EVENTS_A_SLICE:
-                        await checkpoint()
+                    raise _Unreplayable(at, error) from error
                 epoch = record.epoch
         return epoch, holes
 

@@ -1,7 +1,7 @@
 """The embeddable runtime: one process that owns a data folder and keeps its sessions alive."""
 
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,11 @@ from ..actors.errors import (
     NotOpen,
     OwnershipLost,
     SessionSealed,
-    SetAside,
     SojournError,
 )
-from ..actors.kernel.actor import Actor, ActorContext, ActorSpec
+from ..actors.kernel.actor import Actor, ActorContext, ActorSpec, CellState
 from ..actors.kernel.driver import Driver
+from ..actors.kernel.lifecycle import set_aside
 from ..actors.kernel.mailbox import MailboxLimits
 from ..actors.kernel.park import Parked, parking
 from ..actors.kernel.scheduler import Kernel
@@ -45,11 +45,12 @@ from ..actors.session.actor import (
     Done,
     GiveUp,
     Read,
-    SessionActor,
+    ReplayFailure,
     SetAsideActor,
     Surroundings,
     Tick,
     Ticked,
+    UnreplayableActor,
     read_both,
     read_copy,
     read_record,
@@ -81,6 +82,7 @@ from .opening import Stores, SystemClock, open_stores
 from .overview import Overview, sessions_of
 from .presence import Presence
 from .projector import CatalogProjector
+from .quarantine import Quarantine, QuarantineStatistics, quarantined_document
 from .recovery import History, Recovery
 from .residents import MemoryStatistics, Residents
 from .settings import Settings
@@ -120,10 +122,14 @@ class RuntimeStatistics:
     memory: MemoryStatistics
     stalls: StallStatistics
     timers: TimerStatistics
+    quarantine: QuarantineStatistics
 
 
 class Runtime:
     """Sessions, by id. Enter `Runtime.open(settings)` and use what it gives within that context, on its event loop.
+
+    Attributes:
+        quarantine: messages and sessions that are set aside.
 
     Every method but `statistics` may raise NotOpen outside that context, and StoreError where a store fails.
     """
@@ -152,7 +158,22 @@ class Runtime:
         self._history = History(event_log, self._recovery)
         place = stores.mirror
         self._around = Surroundings(
-            epoch=epoch, limits=settings.limits, now=clock.now(), mirrored=place is not None
+            epoch=epoch,
+            limits=settings.limits,
+            now=clock.now(),
+            note=stores.inflight.note,
+            page=stores.inflight.page,
+            mirrored=place is not None,
+        )
+        self._unreplayable: dict[str, ReplayFailure] = {}
+        self.quarantine = Quarantine(
+            journal=stores.journal,
+            inflight=stores.inflight,
+            kernel=lambda: self._kernel,
+            clock=clock,
+            epoch=epoch,
+            send=self._send_again,
+            look=self._look,
         )
         self._park = parking()
         self._kernel = Kernel(
@@ -162,6 +183,7 @@ class Runtime:
                 mailbox=MailboxLimits(
                     messages_max=settings.mailbox_messages_max, bytes_max=settings.mailbox_bytes_max
                 ),
+                keeper=self.quarantine,
             ),
             inbound_bytes_max=settings.inbound_bytes_max,
             starts_max=settings.recoveries_max,
@@ -208,7 +230,12 @@ class Runtime:
             ActorSpec(start=self._start_tiering, mailbox=MailboxLimits(messages_max=10_000)),
         )
         self._writer = CommitWriter(
-            stores.journal, self._kernel, self._publish, self._epoch_mark, self._compactor.room
+            stores.journal,
+            self._kernel,
+            self._publish,
+            self.quarantine.marked,
+            self._epoch_mark,
+            self._compactor.room,
         )
         self._mirror = self._mirror_writer(place, event_log) if place is not None else None
         self._presence = Presence(clock)
@@ -218,7 +245,7 @@ class Runtime:
             clock=clock,
             silent_s=self._presence.silent_s,
             give_up=self._give_up,
-            is_set_aside=self._set_aside.__contains__,
+            is_set_aside=self._is_set_aside,
             hindered=lambda: not self.is_open or self._writer.refusing is not None,
             after_s=settings.abandon_after_s,
         )
@@ -244,6 +271,7 @@ class Runtime:
             compaction=self._compactor.run,
             passivation=self._residents.run,
             abandoning=self._abandoner.run,
+            quarantine=self.quarantine.run,
             mirror=self._mirror.run if self._mirror is not None else None,
             mirror_server=place.watch if place is not None and place.private else None,
             timers=self._timekeeper.run,
@@ -299,7 +327,10 @@ class Runtime:
             epoch = max(epoch, await stores.mirror.epoch(epoch))
         epoch += 1
         runtime = cls(settings, stores, clock, epoch)
-        await stores.journal.append([runtime._epoch_mark()])
+        marks = runtime.quarantine.open(await stores.journal.marks(), stores.inflight.left())
+        await stores.journal.append([runtime._epoch_mark(), *marks])
+        runtime.quarantine.marked(marks)
+        stores.inflight.page[0] = 0
         try:
             async with anyio.create_task_group() as tasks:
                 started = anyio.Event()
@@ -471,6 +502,7 @@ class Runtime:
         Raises:
             NoSuchSession: there is none.
             Damaged: so much is lost that no state can be made of the rest; or the session was handed over.
+            IntensityExceeded: it is set aside because it crashes; release it first.
         """
         await self._must_exist(session_id)
         if session_id not in self._journal.heads():
@@ -478,6 +510,8 @@ class Runtime:
                 f"session {session_id} was handed over, and nothing is added to it: what it has lost can only be put back, "
                 "from a copy of its folder"
             )
+        if self.quarantine.hold(session_id) is not None:
+            raise set_aside(self._kernel.cells[session_id])
         recovered = await self._recovery.recover(session_id)
         if recovered.missing is None:
             return Done(recovered.state.seq, True)
@@ -536,6 +570,10 @@ class Runtime:
         await self._must_exist(session_id)
         if (moved := await self._moved_record(session_id)) is not None:
             return self._completed(moved)
+        if self.quarantine.hold(session_id) is not None:
+            row = await self._catalog.get(session_id)
+            if row is not None:  # told in any case, whatever crashes it
+                return self._completed(decode_record(row.record))
         return self._completed(
             await self._look(session_id, read_record(self.epoch, self._snapshotter.path(session_id)))
         )
@@ -617,6 +655,7 @@ class Runtime:
             memory=self._residents.statistics(),
             stalls=self._stalls.statistics(),
             timers=self._timekeeper.statistics(),
+            quarantine=self.quarantine.statistics(),
         )
 
     async def overview(self, *, sessions_max: int = 50) -> Overview:
@@ -670,11 +709,29 @@ class Runtime:
         row = await self._catalog.get(session_id)
         return decode_record(row.record) if row is not None and row.tier != ACTIVE else None
 
-    def _look(self, session_id: str, read: Read) -> Parked:
+    def _look(self, session_id: str, read: Read) -> Awaitable[Any]:
         """A read overtakes what waits to change, and is answered while the journal refuses changes."""
+        if self.quarantine.hold(session_id) is not None:
+            return self._look_at_stored(session_id, read)
         return self._kernel.ask(
             session_id, read, self._park(), deadline_s=self.settings.ask_deadline_s, control=True
         )
+
+    async def _look_at_stored(self, session_id: str, read: Read) -> Any:
+        """Of a session that is set aside: its actor is not started. What is stored can be read all the same, unless it is
+        what crashes."""
+        try:
+            return read.look((await self._recovery.recover(session_id)).state)
+        except SojournError:
+            raise
+        except Exception as error:
+            raise set_aside(self._kernel.cells[session_id]) from error
+
+    async def _send_again(self, session_id: str, command: Command) -> Done:
+        if command.type == "session.create":  # it was set aside, so there is no such session yet
+            done: Done = await self._send(session_id, command, Ack.DURABLE, None, 256)
+            return done
+        return await self.ask(session_id, command)
 
     async def _start_session(self, context: ActorContext) -> Actor:
         session_id = context.actor_id
@@ -686,7 +743,11 @@ class Runtime:
         if recovered.missing is not None and session_id not in self._accepting:
             self._set_aside[session_id] = recovered.missing
             return SetAsideActor(recovered.state, recovered.missing)
-        return SessionActor(recovered.state, self._around)
+        if recovered.failure is not None:
+            self._unreplayable[session_id] = recovered.failure
+            return UnreplayableActor(recovered.state, recovered.failure)
+        self._unreplayable.pop(session_id, None)
+        return self.quarantine.actor(recovered.state, self._around)
 
     async def _filled(self, session_id: str, first_seq: int, last_seq: int) -> bool:
         """Whether the mirror had what a session has lost, and it is here now."""
@@ -713,16 +774,23 @@ class Runtime:
             with anyio.move_on_after(COPY_WAIT_S):
                 copy: SessionState = await self._look(session_id, read_copy())
                 return copy
-        recovered = await self._recovery.recover(session_id)
-        if recovered.missing is not None:
-            raise SetAside(session_id, *recovered.missing)
-        return recovered.state
+        return (await self._recovery.recover(session_id)).whole()
 
     async def _drop(self, session_id: str) -> None:
-        """The session leaves memory once it rests; its next message reads it anew."""
-        while session_id in self._kernel.cells and not self._kernel.passivate(session_id):
+        """The session leaves memory once it rests; its next message reads it anew. One that is set aside is not there."""
+        cells = self._kernel.cells
+        while session_id in cells and not self._kernel.passivate(session_id):
+            if cells[session_id].state is CellState.QUARANTINED:
+                break
             await anyio.sleep(0.01)
         self._left_memory(session_id)
+
+    def _is_set_aside(self, session_id: str) -> bool:
+        return (
+            session_id in self._set_aside
+            or session_id in self._unreplayable
+            or self.quarantine.hold(session_id) is not None
+        )
 
     def _read_clock(self) -> None:
         self._around.now = self._clock.now()
@@ -791,7 +859,12 @@ class Runtime:
         return public_record(state, epoch=recovered.epoch, snapshot_path=path)
 
     def _completed(self, record: dict[str, Any]) -> dict[str, Any]:
-        return self._presence.completed(record, self._set_aside.get(record["session_id"]))
+        session_id = record["session_id"]
+        return self._presence.completed(
+            record,
+            self._set_aside.get(session_id),
+            quarantined_document(self.quarantine.hold(session_id), self._unreplayable.get(session_id)),
+        )
 
     def _snapshotted(self, session_id: str, seq: int) -> None:
         if self._mirror is not None and seq:

@@ -25,7 +25,6 @@ from ..actors.errors import (
     NoSuchSession,
     NotSealed,
     ObjectMissing,
-    SetAside,
     StoreUnavailable,
 )
 from ..actors.ports import Catalog, CatalogQuery, CatalogRow, Clock, Journal, Objects
@@ -154,9 +153,7 @@ class Tiering:
     async def _complete_recent(self, session_id: str) -> Manifest:
         """The session as objects, each verified, and the manifest beside them."""
         recovered = await self._recovery.recover(session_id)
-        if recovered.missing is not None:
-            raise SetAside(session_id, *recovered.missing)
-        state = recovered.state
+        state = recovered.whole()
         snapshot, epoch = await self._final_snapshot(recovered)
         segments = [entry async for entry in self._merger.merged(session_id, state.seq)]
         manifest = _recent_manifest(state, epoch, snapshot, segments)

@@ -9,6 +9,7 @@
       passivation  idle sessions leave memory
       abandoning   sessions that nobody was heard of for too long are ended
       timers       sessions whose timers are due are woken
+      quarantine   marks that count no more are taken back
       mirror       where there is one: keeps it level, and the private server running
 
 A child that fails takes those below it along, since they stand on it; sessions and their mailboxes belong to the kernel's
@@ -30,6 +31,7 @@ def runtime_tree(
     passivation: Run,
     abandoning: Run,
     timers: Run,
+    quarantine: Run,
     mirror: Run | None = None,
     mirror_server: Run | None = None,
 ) -> Supervisor:
@@ -49,6 +51,7 @@ def runtime_tree(
             ChildSpec(child_id="passivation", run=passivation),
             ChildSpec(child_id="abandoning", run=abandoning),
             ChildSpec(child_id="timers", run=timers),
+            ChildSpec(child_id="quarantine", run=quarantine),
             # Last: nothing stands on them.
             *[child for child in mirrors if child is not None],
         ],

@@ -31,16 +31,48 @@ class Actor(Protocol):
 
 
 @frozen(kw_only=True)
+class Kept:
+    """What becomes of a message that is set aside, or of an actor that crashes in a loop.
+
+    Attributes:
+        error: what its asker is told; for an actor: whoever writes to it.
+        record: is committed before anyone is told; None: nothing is kept.
+        again: only a part of the message was set aside, and the rest of it is handled again.
+    """
+
+    error: Exception
+    record: Any = None
+    again: bool = False
+
+
+class Keeper(Protocol):
+    """Keeps what an actor cannot handle. Its methods are called in the midst of a crash: they don't wait and don't raise."""
+
+    def attempts(self, actor_id: str, message: Any, crash: Exception) -> int:
+        """How often the message has taken an earlier process along; that counts as crashing alone."""
+        ...
+
+    def poisonous(self, actor_id: str, message: Any, crash: Exception) -> Kept:
+        """The message has crashed its actor alone, for the second time."""
+        ...
+
+    def crash_loop(self, actor_id: str, crash: Exception) -> Kept:
+        """The actor has crashed more often than its intensity allows, and is not started again."""
+        ...
+
+
+@frozen(kw_only=True)
 class ActorSpec:
     """How an actor comes to be and is kept running. `start` may read from stores; it is given the actor's context and
     returns the actor with its state loaded. Its StoreErrors are answered to whoever waits, other errors are crashes.
     `restart`: an actor does not end by itself, so a transient one is as a permanent one; a temporary one is set aside by
-    its first crash."""
+    its first crash. Without a `keeper` what is set aside is kept nowhere: a poison message is a dead letter."""
 
     start: "Callable[[ActorContext], Awaitable[Actor]]"
     restart: Restart = Restart.PERMANENT
     intensity: Intensity = field(factory=Intensity)
     mailbox: MailboxLimits = field(factory=MailboxLimits)
+    keeper: Keeper | None = None
 
 
 class CellState(enum.Enum):
@@ -61,7 +93,8 @@ class Cell:
     """An actor's place in the registry: it outlives the actor, and holds its mailbox.
 
     While COMMITTING it is the slot that waits, too: `turns` are its messages, `record` what is to be committed, `effects`
-    what leaves with it. An actor has one slot at a time, so a slot needs no object of its own.
+    what leaves with it. An actor has one slot at a time, so a slot needs no object of its own. What is set aside is
+    committed in the same way: then there is no actor, and the one message of `turns`, or none, is that.
     """
 
     actor_id: str

@@ -7,7 +7,7 @@ import random
 import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any
 
 from ..errors import (
@@ -21,7 +21,7 @@ from ..errors import (
     Stopped,
     StoreError,
 )
-from .actor import Actor, ActorContext, ActorSpec, Cell, CellState, Job, JobDone, Timer
+from .actor import Actor, ActorContext, ActorSpec, Cell, CellState, Job, JobDone, Kept, Timer
 from .dead_letters import DeadLetters
 from .envelope import Envelope
 from .mailbox import Mailbox, bytes_of
@@ -31,7 +31,7 @@ from .watch import Down, DownReason, Told, Watches
 from .wheel import Wheel
 
 ABSENT, STARTING, IDLE, QUEUED = CellState.ABSENT, CellState.STARTING, CellState.IDLE, CellState.QUEUED
-BACKOFF, QUARANTINED = CellState.BACKOFF, CellState.QUARANTINED
+BACKOFF, QUARANTINED, COMMITTING = CellState.BACKOFF, CellState.QUARANTINED, CellState.COMMITTING
 RESTART = "\0restart"  # the key of the timer that ends a pause
 AGAIN = "\0again"  # keys of timers that hand something over again begin with it
 AGAIN_S = 1.0
@@ -41,7 +41,10 @@ PROMISED = (JobDone, Down)  # what an actor hears of exactly once
 
 def set_aside(cell: Cell) -> IntensityExceeded:
     """What whoever writes to a quarantined actor is told."""
-    return IntensityExceeded(f"{cell.actor_id} crashed too often and is set aside until it is released")
+    remedy = f"; `sojourn quarantine ls {cell.actor_id}` says why" if cell.spec.keeper is not None else ""
+    return IntensityExceeded(
+        f"{cell.actor_id} crashed too often and is set aside until it is released{remedy}"
+    )
 
 
 class Lifecycle(ABC):
@@ -63,6 +66,8 @@ class Lifecycle(ABC):
         self.dead_letters = DeadLetters()
         self.watches = Watches()
         self.ready = Gate()  # woken when there is something to step
+        self.outbox: list[Cell] = []
+        self.commits = Gate()  # woken when there is something in the outbox
         self._dynamic = dynamic
         self._random = random_
         self._starts_max = starts_max
@@ -75,7 +80,7 @@ class Lifecycle(ABC):
         self._wheel = Wheel()
         self._inbound_bytes = 0
         self._stopped = False
-        self._accepted = self._rejected = self._quarantined = self._crashes = 0
+        self._accepted = self._rejected = self._quarantined = self._crashes = self._replied = 0
 
     @abstractmethod
     def tell_or_bury(self, actor_id: str, message: Any, *, control: bool = False) -> None:
@@ -132,7 +137,7 @@ class Lifecycle(ABC):
             self._drop_actor(cell)
             self._reject_all(cell, error)
         else:
-            self._restart(cell)
+            self._restart(cell, error)
 
     def start_cancelled(self, cell: Cell) -> None:
         """The driver was stopped while the actor was being loaded; the next driver begins anew."""
@@ -144,34 +149,78 @@ class Lifecycle(ABC):
 
     def _crashed(self, cell: Cell, turns: list[Envelope], crash: Exception) -> None:
         """Nothing of the slot happened. Its messages go back, to be handled one per slot; one that crashes alone for the
-        second time is quarantined, and the actor goes on without it."""
+        second time is quarantined, and the actor goes on without it once that is durable."""
         for envelope in turns:
             envelope.answer = None
             if not isinstance(envelope.error, DeadlineExceeded):
                 envelope.error = None  # else its asker has left, and it is dropped when taken
         if len(turns) == 1:
-            culprit = turns[0]
+            culprit, keeper = turns[0], cell.spec.keeper
             culprit.attempts += 1
-            if culprit.attempts >= 2:
-                turns = []
-                self._quarantine(cell, culprit, crash)
+            before = keeper.attempts(cell.actor_id, culprit.message, crash) if keeper is not None else 0
+            if culprit.attempts + before >= 2:
                 # These crashes were the message's, and it is gone: the actor's budget is whole.
                 cell.history = None
+                self._quarantine(cell, culprit, crash)
+                return
         cell.solo = max(cell.solo, len(turns))
         self._put_back(cell, turns)
-        self._restart(cell)
+        self._restart(cell, crash)
 
     def _quarantine(self, cell: Cell, envelope: Envelope, crash: Exception) -> None:
-        self._quarantined += 1
-        error = Quarantined(
-            f"the message crashed {cell.actor_id} twice ({crash!r}) and was set aside; the session goes on"
-        )
-        error.__cause__ = crash
-        envelope.error = error
-        self._answer(envelope)
-        self.dead_letters.keep(cell.actor_id, "quarantined", envelope.message)
+        keeper = cell.spec.keeper
+        if keeper is not None:
+            kept = keeper.poisonous(cell.actor_id, envelope.message, crash)
+        else:
+            kept = Kept(
+                error=Quarantined(
+                    f"the message crashed {cell.actor_id} twice ({crash!r}) and was set aside; the session goes on"
+                )
+            )
+        if kept.again:
+            cell.solo = max(cell.solo, 1)
+            self._put_back(cell, [envelope])
+        else:
+            kept.error.__cause__ = crash
+            envelope.error = kept.error
 
-    def _restart(self, cell: Cell) -> None:
+        def then() -> None:
+            if kept.again:
+                envelope.attempts = 0
+            else:
+                self._quarantined += 1
+                self.dead_letters.keep(cell.actor_id, "quarantined", envelope.message)
+            self._restart(cell, crash)
+
+        if kept.record is None:
+            self._answer(envelope)
+            then()
+            return
+
+        def committed() -> None:
+            if not kept.again:
+                self._replied -= 1  # counted with the slots: it is quarantined
+            then()
+
+        self._commit(cell, kept.record, () if kept.again else (envelope,), committed)
+
+    def _commit(
+        self, cell: Cell, record: Any, turns: Sequence[Envelope], committed: Callable[[], None]
+    ) -> None:
+        """What is set aside leaves as a slot does: with its record. Until then nothing of the actor runs."""
+        self._drop_actor(cell)
+        cell.state = COMMITTING
+        cell.turns = turns
+        cell.record = record
+        cell.effects = [committed]
+        self.outbox.append(cell)
+        self.commits.wake()
+
+    def _pause(self, cell: Cell, pause_s: float) -> None:
+        cell.state = BACKOFF
+        self.set_timer(cell, RESTART, pause_s, None)
+
+    def _restart(self, cell: Cell, crash: Exception) -> None:
         self._crashes += 1
         self._drop_actor(cell)
         if cell.history is None:
@@ -179,16 +228,29 @@ class Lifecycle(ABC):
         pause_s = None
         if cell.spec.restart is not Restart.TEMPORARY:
             pause_s = next_start(cell.history, cell.spec.intensity, now=self.clock(), random=self._random())
-        if pause_s is None:
-            cell.state = QUARANTINED
-            self._reject_all(cell, set_aside(cell))
-            self._down(cell.actor_id, DownReason.QUARANTINED)
+        if pause_s is not None:
+            self._pause(cell, pause_s)
+            cell.restarts += 1
+            self._down(cell.actor_id, DownReason.CRASHED)
             return
-        cell.state = BACKOFF
-        cell.restarts += 1
-        self.set_timer(cell, RESTART, pause_s, None)
-        self._down(cell.actor_id, DownReason.CRASHED)
-        self.ready.wake()
+        keeper = cell.spec.keeper
+        kept = keeper.crash_loop(cell.actor_id, crash) if keeper is not None else Kept(error=set_aside(cell))
+
+        def leave() -> None:
+            cell.state = QUARANTINED
+            self._reject_all(cell, kept.error)
+            self._down(cell.actor_id, DownReason.QUARANTINED)
+
+        if kept.record is None:
+            leave()
+        else:
+            self._commit(cell, kept.record, (), leave)
+
+    def hold(self, actor_id: str) -> None:
+        """Quarantine an actor that is not in memory: an earlier process has found that it crashes in a loop."""
+        cell = self.cells.get(actor_id) or self._virtual(actor_id)
+        if cell.state is ABSENT:
+            cell.state = QUARANTINED
 
     def release(self, actor_id: str) -> None:
         """Let a quarantined actor start again, with a new budget. One that is not quarantined: nothing happens."""

@@ -18,7 +18,7 @@ from .actor import ActorSpec, Cell, CellState, Timer
 from .envelope import Envelope
 from .lifecycle import PROMISED, RESTART, Lifecycle, set_aside
 from .mailbox import Mailbox
-from .park import Gate, Parked
+from .park import Parked
 from .statistics import KernelStatistics
 
 SLOT_MESSAGES_MAX = 64
@@ -57,11 +57,9 @@ class Kernel(Lifecycle):
     ) -> None:
         super().__init__(clock=clock, dynamic=dynamic, random_=random_, starts_max=starts_max, place=place)
         self.now = clock()  # of the last step
-        self.outbox: list[Cell] = []
-        self.commits = Gate()  # woken when there is something in the outbox
         self._before_step = before_step
         self._inbound_bytes_max = inbound_bytes_max
-        self._replied = self._expired = self._refused = self._slots = 0
+        self._expired = self._refused = self._slots = 0
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
@@ -290,6 +288,8 @@ class Kernel(Lifecycle):
             cell.effects = None
             for effect in effects:
                 effect()
+            if cell.actor is None:  # it was set aside, or a message of it: that was seen to
+                return
         if cell.mailbox.depth:
             cell.state = QUEUED
             self._run_queue.append(cell)
@@ -361,6 +361,10 @@ class Kernel(Lifecycle):
             turns = cell.turns
             cell.turns, cell.record = (), None
             self._drop_actor(cell)
+            if not turns:
+                # What it would set aside could not be kept. It tries again, and not at once.
+                self._pause(cell, cell.spec.intensity.backoff_max_s)
+                continue
             again = []
             for envelope in turns:
                 if envelope.control and envelope.reply is not None and len(turns) > 1:

@@ -1,14 +1,14 @@
 """The session actor: owns one session's state, decides and applies, and hands each slot's events over as one record."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from datetime import datetime
 from typing import Any
 
 from attrs import define, field, frozen
 
-from ..errors import CallerError, SetAside
+from ..errors import CallerError, SessionQuarantined, SetAside, StoreError
 from ..ports import Record
-from .codec import encode_events, public_state
+from .codec import command_digest, encode_events, public_state
 from .commands import HISTORY_LOST, TIMER_FIRED, Command, Event, HistoryLost
 from .core import abandon, answer_seq, apply, decide
 from .documents import apply_touching, documents_named
@@ -20,8 +20,8 @@ from .timers import next_due_at, tick
 @define(kw_only=True)
 class Surroundings:
     """What all sessions of a runtime share. `now` is the wall clock (aware UTC), read once a step of the kernel: all events
-    of a step share their time, and a reading a turn would cost a tenth of it. `mirrored`: records carry the documents that
-    their events touched. `due`
+    of a step share their time, and a reading a turn would cost a tenth of it. `note` and `page` are those of
+    ports.Inflight. `mirrored`: records carry the documents that their events touched. `due`
     gathers which sessions have timers, and when the next one is due, for whoever wakes them: a hint, which may stand there
     before its slot is committed."""
 
@@ -29,6 +29,8 @@ class Surroundings:
     epoch: int
     limits: Limits
     now: datetime
+    note: Callable[[bytes, int, bytes], object] = lambda session_id, n, name: None
+    page: MutableSequence[int] = field(factory=lambda: bytearray(1))
     mirrored: bool = False
 
 
@@ -87,13 +89,30 @@ class Ticked:
     next_due_at: datetime | None
 
 
+class LineCrashed(Exception):
+    """A command of a batch crashed its session: `command` is which, and the crash is the cause of this."""
+
+    def __init__(self, command: Command) -> None:
+        super().__init__(command.type)
+        self.command = command
+
+
+@frozen
+class ReplayFailure:
+    """Event `seq` of a session cannot be applied: `error` says why."""
+
+    seq: int
+    error: str
+
+
 class SessionActor:
     """See kernel.actor.Actor."""
 
-    __slots__ = ("_around", "_events", "_touched", "state")
+    __slots__ = ("_around", "_events", "_name", "_touched", "state")
 
     def __init__(self, state: SessionState, around: Surroundings) -> None:
         self.state = state
+        self._name = state.session_id.encode()
         self._around = around
         self._events: list[Event] = []
         self._touched: set[str] | None = set() if around.mirrored else None
@@ -102,6 +121,12 @@ class SessionActor:
         """Answers Done to a command, a list of Done or CallerError to a batch, what `look` returns to a read."""
         if type(message) is Command:
             state, around = self.state, self._around
+            if message.source is not None:
+                around.note(self._name, message.n, message.source.encode())
+            elif message.command_id is not None:
+                around.note(self._name, 0, message.command_id.encode())
+            else:
+                around.note(self._name, -1, command_digest(message).encode())
             limits = around.limits
             events = decide(state, message, around.now, limits)
             if not events:
@@ -159,22 +184,27 @@ class SessionActor:
             return self.receive(command)
         except CallerError as error:
             return error
+        except StoreError:
+            raise
+        except Exception as crash:
+            raise LineCrashed(command) from crash
 
     def close_slot(self) -> Record | None:
         """The events of the slot's turns, as one record."""
         events = self._events
+        around = self._around
         if not events:
+            around.page[0] = 0
             return None
         state, count, touched = self.state, len(events), self._touched
         if state.timers and (due_at := next_due_at(state)) is not None:
-            self._around.due[state.session_id] = due_at
-        record = Record(
-            state.session_id, state.seq - count + 1, count, self._around.epoch, encode_events(events)
-        )
+            around.due[state.session_id] = due_at
+        record = Record(state.session_id, state.seq - count + 1, count, around.epoch, encode_events(events))
         events.clear()
         if touched is not None:
             record.documents = documents_named(state, touched)
             touched.clear()
+        around.page[0] = 0
         return record
 
 
@@ -192,6 +222,25 @@ class SetAsideActor:
         if isinstance(message, Read):
             return message.look(self.state)
         raise SetAside(self.state.session_id, *self.missing)
+
+    def close_slot(self) -> None:
+        """There is never anything to keep."""
+
+
+class UnreplayableActor:
+    """A session with an event that cannot be applied: it is read as it was before that, and takes nothing."""
+
+    __slots__ = ("_failure", "state")
+
+    def __init__(self, state: SessionState, failure: ReplayFailure) -> None:
+        self.state = state
+        self._failure = failure
+
+    def receive(self, message: Command | Batch | Read | AcceptLoss | GiveUp | Tick) -> Any:
+        """Answers a read; raises SessionQuarantined for the rest."""
+        if isinstance(message, Read):
+            return message.look(self.state)
+        raise SessionQuarantined(self.state.session_id, self._failure.seq, self._failure.error)
 
     def close_slot(self) -> None:
         """There is never anything to keep."""

@@ -66,7 +66,7 @@ def decide(state: SessionState, command: Command, now: datetime, limits: Limits)
     """
     header = state.header
     if header is not None and header.sealed_at is not None:
-        if _took_effect(state, command):
+        if took_effect(state, command):
             return ()
         raise SessionSealed(state.session_id, header.sealed_at)
     cause: Cause | SourceCause | None = None
@@ -156,7 +156,8 @@ def fold(session_id: str, events: list[Event], *, limits: Limits) -> SessionStat
     return state
 
 
-def _took_effect(state: SessionState, command: Command) -> bool:
+def took_effect(state: SessionState, command: Command) -> bool:
+    """Whether sending the command again changes nothing."""
     if command.source is not None:
         mark = state.sources.get(command.source)
         return mark is not None and command.n <= mark.n

@@ -76,14 +76,17 @@ def complete_record(
     last_sign_at: datetime | None,
     owner_alive: bool,
     missing: tuple[int, int] | None = None,
+    quarantined: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """`record` with what is computed at reading: `damaged`, `lost`, `last_sign_at`, `duration_s`, `metadata.duration_minutes`.
+    """`record` with what is computed at reading: `damaged`, `quarantined`, `lost`, `last_sign_at`, `duration_s`,
+    `metadata.duration_minutes`.
 
     Args:
         last_sign_at: when the reporter was last heard of, or None where the reader cannot know: then a live owner
             counts as a sign.
         owner_alive: whether a process owns the data folder.
         missing: first and last seq of events that are lost, while nobody has accepted that.
+        quarantined: why the session itself is set aside.
     """
     started_at, ended_at = record["started_at"], record["ended_at"]
     duration_s = ((ended_at or now) - started_at).total_seconds() if started_at is not None else None
@@ -96,6 +99,7 @@ def complete_record(
         "last_sign_at": last_sign_at,
         "lost": ended_at is None and (silent or not owner_alive),
         "metadata": {**record["metadata"], "duration_minutes": minutes},
+        "quarantined": quarantined,
     }
 
 

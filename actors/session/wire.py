@@ -100,6 +100,11 @@ def read_command(value: Any) -> Command:
     return _command(kind.command, body, command_id, source, n or 0)
 
 
+def read_fields(value: Any) -> dict[str, Any]:
+    """A decoded JSON object. Raises InvalidCommand for anything else."""
+    return _object(value)
+
+
 def read_create(value: Any, command_id: str | None = None) -> Command:
     """The `session.create` of a `POST /sessions` body. `command_id` (a header) stands in for the field of that name."""
     fields_given = _object(value)

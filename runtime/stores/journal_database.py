@@ -8,6 +8,7 @@ import json
 import sqlite3
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...actors.errors import (
@@ -19,7 +20,7 @@ from ...actors.errors import (
     StoreUnavailable,
     UnusableFolder,
 )
-from ...actors.ports import Record
+from ...actors.ports import Record, RecordKind
 from . import frames
 from .folders import sync_folder
 from .frames import Row
@@ -28,12 +29,18 @@ from .journal_salvage import finish_salvage, salvage
 from .journal_schema import (
     APPLICATION_ID,
     CREATE,
+    DELETE_MARK,
     FORMAT,
+    FORMAT_CHECKED,
     PAGE_BYTES,
+    READ_MARKS,
     STEPS,
     WRITE_HEAD,
+    WRITE_MARK,
     WRITE_RELEASED,
     head_values,
+    mark_record,
+    mark_values,
     released_crc,
     released_document,
 )
@@ -122,6 +129,7 @@ class JournalDatabase:
         if first:
             self._epoch = self.index.epoch
             self._compare(marked)
+            self._check_marks(connection)
             if self.index.damaged:
                 self.flaws.append(f"{self.index.damaged:,} records or rows do not carry their checksum")
             if self._halves:
@@ -251,10 +259,11 @@ class JournalDatabase:
         for step in STEPS[version:]:
             for statement in filter(str.strip, step.split(";")):
                 connection.execute(statement)
-        lines = connection.execute("SELECT session_id, seq, gone FROM released").fetchall()
-        connection.execute(WRITE_RELEASED, (released_document(lines),))
-        (head,) = connection.execute("SELECT epoch, releases FROM head").fetchall()
-        connection.execute(WRITE_HEAD, head_values(*head))
+        if version < FORMAT_CHECKED:
+            lines = connection.execute("SELECT session_id, seq, gone FROM released").fetchall()
+            connection.execute(WRITE_RELEASED, (released_document(lines),))
+            (head,) = connection.execute("SELECT epoch, releases FROM head").fetchall()
+            connection.execute(WRITE_HEAD, head_values(*head))
         connection.execute(f"PRAGMA user_version = {FORMAT}")
         connection.execute("COMMIT")
 
@@ -286,11 +295,13 @@ class JournalDatabase:
     def _read_head(self, connection: sqlite3.Connection) -> tuple[int | None, int]:
         """Epoch and count of releases; no epoch where the line does not carry its checksum."""
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        columns = ("epoch, 0, NULL", "epoch, releases, NULL", "epoch, releases, crc")[version - 1]
+        columns = ("epoch, 0, NULL", "epoch, releases, NULL", "epoch, releases, crc")[
+            min(version, FORMAT_CHECKED) - 1
+        ]
         found = connection.execute(f"SELECT {columns} FROM head").fetchall()
         if len(found) == 1:
             epoch, releases, crc = found[0]
-            if version < FORMAT or (epoch, releases, crc) == head_values(epoch, releases):
+            if version < FORMAT_CHECKED or (epoch, releases, crc) == head_values(epoch, releases):
                 return epoch, releases
         self._found("its head does not carry its checksum")
         self._head_holds = False
@@ -302,13 +313,13 @@ class JournalDatabase:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         lines: list[tuple[str, int, int, int]] = []
         if version > 1:  # else a reader before the owner has brought it to this format
-            crc = "crc" if version == FORMAT else "NULL"
+            crc = "crc" if version >= FORMAT_CHECKED else "NULL"
             lines = connection.execute(f"SELECT session_id, seq, gone, {crc} FROM released").fetchall()
         (oldest_row,) = connection.execute("SELECT coalesce(min(row), 0) FROM journal").fetchone()
         told = {
             session_id: (seq, gone)
             for session_id, seq, gone, crc in lines
-            if version < FORMAT or crc == released_crc(session_id, seq, gone)
+            if version < FORMAT_CHECKED or crc == released_crc(session_id, seq, gone)
         }
         if len(told) < len(lines):
             self._found(f"{len(lines) - len(told):,} lines of what was released do not carry their checksum")
@@ -371,23 +382,24 @@ class JournalDatabase:
 
     # -- work --
 
-    def append(self, rows: list[Row]) -> None:
+    def append(self, rows: list[Row], marks: Sequence[Record] = ()) -> None:
         connection = self._settled()
-        if not rows:
+        if not rows and not marks:
             return
         self.index.check(rows)
         if self._wal_bytes >= self._wal_bytes_max:
             self._write_back(connection)
         try:
-            if len(rows) == 1 and rows[0].epoch == self.index.epoch:
+            if len(rows) == 1 and rows[0].epoch == self.index.epoch and not marks:
                 self._insert(connection, self.index.row + 1, rows[0])
             else:
-                self._insert_all(connection, rows)
+                self._insert_all(connection, rows, marks)
         except sqlite3.Error as error:
             raise self._undone(connection, error) from error
         for row in rows:
             self.index.add(self.index.row + 1, row)
             self._wal_bytes += len(row.data) + PAGE_BYTES  # and the page that points to it
+        self._wal_bytes += sum([len(mark.payload) + PAGE_BYTES for mark in marks])
         self.index.commits += 1
         self._note()
 
@@ -398,19 +410,54 @@ class JournalDatabase:
                 f"epoch {row.epoch} is fenced: a newer owner has raised it to {newer}; stop this process"
             )
 
-    def _insert_all(self, connection: sqlite3.Connection, rows: list[Row]) -> None:
+    def _insert_all(self, connection: sqlite3.Connection, rows: list[Row], marks: Sequence[Record]) -> None:
         connection.execute("BEGIN IMMEDIATE")
         try:
             for number, row in enumerate(rows, self.index.row + 1):
                 self._insert(connection, number, row)
             epoch, releases = connection.execute("SELECT epoch, releases FROM head").fetchone()
-            connection.execute(WRITE_HEAD, head_values(max(epoch, rows[-1].epoch), releases))
+            self._put_marks(connection, marks, epoch)
+            newest = max(epoch, *[row.epoch for row in rows], *[mark.epoch for mark in marks])
+            connection.execute(WRITE_HEAD, head_values(newest, releases))
             connection.execute("COMMIT")
         except StaleEpoch:
             connection.execute("ROLLBACK")
             raise
-        self._epoch = rows[-1].epoch
+        self._epoch = newest
         self._owned = True
+
+    @staticmethod
+    def _put_marks(connection: sqlite3.Connection, marks: Sequence[Record], epoch: int) -> None:
+        for mark in marks:
+            if mark.epoch < epoch:
+                raise StaleEpoch(
+                    f"epoch {mark.epoch} is fenced: the journal is at {epoch}; stop this process"
+                )
+            if mark.kind is RecordKind.RELEASE:
+                connection.execute(DELETE_MARK, (mark.session_id, mark.first_seq))
+            else:
+                connection.execute(WRITE_MARK, mark_values(mark))
+
+    def marks(self) -> list[Record]:
+        """Those that stand."""
+        return [mark for mark in self._read_marks(self._settled()) if mark is not None]
+
+    def _check_marks(self, connection: sqlite3.Connection) -> None:
+        try:
+            if broken := self._read_marks(connection).count(None):
+                self.flaws.append(f"{broken:,} marks do not carry their checksum")
+        except Damaged as error:
+            self.flaws.append(str(error))
+
+    def _read_marks(self, connection: sqlite3.Connection) -> list[Record | None]:
+        """None for one that does not carry its checksum."""
+        try:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version < FORMAT:  # a reader before the owner has brought it to this format
+                return []
+            return [mark_record(*line) for line in connection.execute(READ_MARKS)]
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
 
     def release(self, upto: dict[str, int]) -> dict[str, int]:
         """A part of it; the rest."""

@@ -16,10 +16,14 @@ from .folders import sync_folder
 from .journal_index import ROW_MAX
 from .journal_schema import (
     CREATE,
-    FORMAT,
+    FORMAT_CHECKED,
+    READ_MARKS,
     WRITE_HEAD,
+    WRITE_MARK,
     WRITE_RELEASED,
     head_values,
+    mark_record,
+    mark_values,
     released_crc,
     released_document,
 )
@@ -51,18 +55,21 @@ def salvage(path: Path, damaged: sqlite3.Connection) -> tuple[int, Path]:
             epoch = max(epoch, row.epoch)
             connection.execute("INSERT INTO journal(row, data) VALUES (?, ?)", (last, data))
         ((version,),) = damaged.execute("PRAGMA user_version").fetchall()
-        crc = "crc" if version == FORMAT else "NULL"
+        crc = "crc" if version >= FORMAT_CHECKED else "NULL"
         releases = 0
         for head in _lines(damaged, f"SELECT epoch, {'releases' if version > 1 else 0}, {crc} FROM head"):
-            if version < FORMAT or head == head_values(head[0], head[1]):
+            if version < FORMAT_CHECKED or head == head_values(head[0], head[1]):
                 epoch, releases = max(epoch, head[0]), head[1]
         statement = f"SELECT session_id, seq, gone, {crc} FROM released"
         lines = [
             line[:3]
             for line in (_lines(damaged, statement) if version > 1 else ())
-            if version < FORMAT or line[3] == released_crc(*line[:3])
+            if version < FORMAT_CHECKED or line[3] == released_crc(*line[:3])
         ]
         connection.execute(WRITE_RELEASED, (released_document(lines),))
+        for line in _lines(damaged, READ_MARKS) if version > FORMAT_CHECKED else ():
+            if (mark := mark_record(*line)) is not None:
+                connection.execute(WRITE_MARK, mark_values(mark))
         connection.execute(WRITE_HEAD, head_values(epoch, releases + 1))
         connection.execute("COMMIT")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

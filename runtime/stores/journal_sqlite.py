@@ -27,7 +27,7 @@ import anyio
 import structlog
 
 from ...actors.errors import StorageFull, UnusableFolder
-from ...actors.ports import JournalStatistics, Record
+from ...actors.ports import JournalStatistics, Record, RecordKind
 from ..bridge import OwnerThread
 from . import frames
 from .journal_database import JournalDatabase
@@ -127,7 +127,17 @@ class SqliteJournal:
 
     async def append(self, records: Sequence[Record]) -> None:
         self._check_writable()
-        await self._owner.run(self._database.append, frames.encode(records))
+        rows = frames.encode(records)
+        marks: Sequence[Record] = ()
+        if any(
+            max(row.kinds) > RecordKind.EPOCH for row in rows
+        ):  # marks that stand have a table of their own
+            marks = [record for record in records if record.kind > RecordKind.EPOCH]
+            rows = frames.encode([record for record in records if record.kind <= RecordKind.EPOCH])
+        await self._owner.run(self._database.append, rows, marks)
+
+    async def marks(self) -> list[Record]:
+        return await self._owner.run(self._database.marks)
 
     async def release(self, upto: Mapping[str, int]) -> None:
         self._check_writable()

@@ -44,6 +44,7 @@ class MemoryJournal:
         self._sessions: dict[str, list[Record]] = {}
         self._heads: dict[str, int] = {}
         self._released: dict[str, int] = {}
+        self._marks: dict[tuple[str, int], Record] = {}
         self._commits = 0
         self._closed = False
 
@@ -98,7 +99,14 @@ class MemoryJournal:
         events = [record for record in records if record.kind is RecordKind.EVENTS]
         for record in events:
             self._sessions.setdefault(record.session_id, []).append(record)
-        self._rows.append(_Row(sum(len(record.payload) for record in records), events))
+        in_rows = [record for record in records if record.kind <= RecordKind.EPOCH]
+        if in_rows:
+            self._rows.append(_Row(sum(len(record.payload) for record in in_rows), events))
+        for mark in records:
+            if mark.kind is RecordKind.RELEASE:
+                self._marks.pop((mark.session_id, mark.first_seq), None)
+            elif mark.kind > RecordKind.EPOCH:
+                self._marks[mark.session_id, mark.first_seq] = mark
         self._epoch = epoch
         self._heads.update(ahead)
         self._commits += 1
@@ -111,6 +119,10 @@ class MemoryJournal:
         sizes = itertools.accumulate(len(record.payload) for record in records)
         enough = (count for count, size in enumerate(sizes, 1) if bytes_max is not None and size >= bytes_max)
         return records[: next(enough, len(records))]
+
+    async def marks(self) -> list[Record]:
+        await self._begin()
+        return [self._marks[key] for key in sorted(self._marks)]
 
     async def release(self, upto: Mapping[str, int]) -> None:
         await self._begin()

@@ -194,6 +194,36 @@ class ServerClient:
         """The session goes on without the events it has lost: the outcome, with the seq of `history.lost`."""
         return _object((await self.request("POST", f"/sessions/{session_id}/accept-loss")).content)
 
+    async def quarantined(self, session_id: str | None = None) -> list[dict[str, Any]]:
+        """What is set aside, of one session or of all."""
+        path = "/quarantine" if session_id is None else f"/sessions/{session_id}/quarantine"
+        items: list[dict[str, Any]] = _object((await self.request("GET", path)).content)["items"]
+        return items
+
+    async def quarantined_message(self, session_id: str, number: int) -> dict[str, Any]:
+        """One message with its command and traceback."""
+        return _object((await self.request("GET", f"/sessions/{session_id}/quarantine/{number}")).content)
+
+    async def skip_quarantined(self, session_id: str, number: int) -> None:
+        """The message is dropped for good."""
+        await self.request("POST", f"/sessions/{session_id}/quarantine/{number}/skip")
+
+    async def retry_quarantined(self, session_id: str, number: int) -> dict[str, Any]:
+        """The message is sent again: its outcome."""
+        path = f"/sessions/{session_id}/quarantine/{number}/retry"
+        return _object((await self.request("POST", path)).content)
+
+    async def edit_quarantined(
+        self, session_id: str, number: int, fields: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The message is sent with these fields: its outcome."""
+        path = f"/sessions/{session_id}/quarantine/{number}/edit"
+        return _object((await self.request("POST", path, json=fields)).content)
+
+    async def release_session(self, session_id: str) -> dict[str, Any]:
+        """A session that crashed in a loop may start again; `released` says whether it was set aside."""
+        return _object((await self.request("POST", f"/sessions/{session_id}/quarantine/release")).content)
+
     async def heartbeat(self, session_id: str) -> None:
         """A sign of life."""
         await self.request("POST", f"/sessions/{session_id}/heartbeat")

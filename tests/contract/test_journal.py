@@ -23,10 +23,47 @@ def claim(epoch: int) -> Record:
     return Record("", 0, 0, epoch, b"{}", RecordKind.EPOCH)
 
 
+def mark(
+    session_id: str, number: int, payload: bytes, kind: RecordKind = RecordKind.QUARANTINE, *, epoch: int = 1
+) -> Record:
+    return Record(session_id, number, 0, epoch, payload, kind)
+
+
 class JournalContract:
     @pytest.fixture(params=["asyncio", "trio"])
     def anyio_backend(self, request: pytest.FixtureRequest) -> str:
         return str(request.param)
+
+    async def test_a_mark_stands_until_another_takes_its_place_or_releases_it(self, journal: Journal) -> None:
+        await journal.append([claim(1)])
+        assert await journal.marks() == []
+        first, other = mark("a", 1, b"x"), mark("b", 1, b"", RecordKind.ATTEMPT)
+        await journal.append([events("a", 1, epoch=1), other, first])
+        assert await journal.marks() == [first, other]
+        instead = mark("a", 1, bytes(range(256)))
+        await journal.append([instead, mark("a", 2, b"y")])
+        assert await journal.marks() == [instead, mark("a", 2, b"y"), other]
+        await journal.append([mark("a", 1, b"", RecordKind.RELEASE), mark("c", 9, b"", RecordKind.RELEASE)])
+        assert await journal.marks() == [mark("a", 2, b"y"), other]
+
+    async def test_a_mark_is_no_event_and_stays_when_events_go(self, journal: Journal) -> None:
+        await journal.append([claim(1), events("a", 1, 2, epoch=1), mark("a", 0, b"x"), mark("b", 7, b"y")])
+        assert dict(journal.heads()) == {"a": 2}
+        assert await journal.read("b") == []
+        await journal.append([events("a", 3, epoch=1)])
+        await journal.release({"a": 3})
+        await journal.forget(["a"])
+        assert await journal.marks() == [mark("a", 0, b"x"), mark("b", 7, b"y")]
+
+    async def test_a_mark_of_a_lower_epoch_is_fenced_with_its_batch(self, journal: Journal) -> None:
+        await journal.append([claim(2)])
+        stale = mark("a", 1, b"x")
+        with pytest.raises(StaleEpoch):
+            await journal.append([stale])
+        with pytest.raises(StaleEpoch):
+            await journal.append([events("a", 1, epoch=2), stale])
+        assert await journal.marks() == []
+        assert dict(journal.heads()) == {}
 
     async def test_a_new_journal_is_empty(self, journal: Journal) -> None:
         assert journal.epoch == 0

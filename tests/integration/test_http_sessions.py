@@ -17,6 +17,7 @@ RECORD_KEYS = {
     "session_id", "created_at", "updated_at", "user_id", "status", "metadata", "storage", "title", "plan", "environment",
     "outcome", "exit_code", "reason", "started_at", "ended_at", "duration_s", "tier", "lost", "last_sign_at", "seq",
     "epoch", "progress", "results", "resources", "logs", "losses", "damaged", "sealed_at", "tags", "next_due_at",
+    "quarantined",
 }  # fmt: skip
 
 

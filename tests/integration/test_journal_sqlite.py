@@ -3,7 +3,7 @@
 import resource
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import anyio
@@ -222,7 +222,7 @@ async def test_rows_that_a_crash_left_although_nothing_needs_them_go_when_it_is_
 def to_format_1(path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.executescript(
-        "DROP TABLE released; ALTER TABLE head DROP COLUMN releases; ALTER TABLE head DROP COLUMN crc; "
+        "DROP TABLE mark; DROP TABLE released; ALTER TABLE head DROP COLUMN releases; ALTER TABLE head DROP COLUMN crc; "
         "PRAGMA user_version = 1"
     )
     connection.close()
@@ -247,6 +247,34 @@ async def test_a_journal_of_format_1_is_read_as_it_is_and_brought_to_this_one_by
     await journal.close()
 
 
+async def test_a_journal_of_format_3_has_no_marks_until_its_owner_has_brought_it_to_this_one(
+    path: Path,
+) -> None:
+    await filled(path, [event("a", 1, epoch=2)])
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("DROP TABLE mark; PRAGMA user_version = 3")
+    reader = await SqliteJournal.open(path, read_only=True)
+    assert await reader.marks() == []
+    journal = await SqliteJournal.open(path)
+    mark = Record("a", 1, 0, 2, b"x", RecordKind.QUARANTINE)
+    await journal.append([mark])
+    assert await reader.marks() == await journal.marks() == [mark]
+    await reader.close()
+    await journal.close()
+
+
+async def test_a_mark_that_does_not_carry_its_checksum_is_left_out_and_costs_no_other(path: Path) -> None:
+    marks = [Record("a", number, 0, 1, b"payload", RecordKind.QUARANTINE) for number in (1, 2)]
+    await filled(path, [event("a", 1, epoch=1), *marks])
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE mark SET payload = CAST('paxload' AS BLOB) WHERE number = 1")
+    journal = await SqliteJournal.open(path)
+    assert journal.flaws == ("1 marks do not carry their checksum",)
+    assert await journal.marks() == marks[1:]
+    assert await journal.read("a") == [event("a", 1, epoch=1)]
+    await journal.close()
+
+
 async def test_a_journal_of_a_newer_format_is_left_alone(path: Path) -> None:
     await filled(path, [event("a", 1)])
     connection = sqlite3.connect(path)
@@ -254,7 +282,7 @@ async def test_a_journal_of_a_newer_format_is_left_alone(path: Path) -> None:
     connection.close()
     before = path.read_bytes()
     for read_only in (False, True):
-        with pytest.raises(UnusableFolder, match=r"format 7.*up to format 3.*newer Sojourn"):
+        with pytest.raises(UnusableFolder, match=r"format 7.*up to format 4.*newer Sojourn"):
             await SqliteJournal.open(path, read_only=read_only)
     assert path.read_bytes() == before
 

@@ -44,7 +44,7 @@ INSTANT_DAYS = 1e-6
 NEVER_S = 1e6
 ALL = CatalogQuery(limit=1_000)
 WRONG_SHOWN = 20
-_AT_READING = frozenset({"damaged", "duration_s", "last_sign_at", "lost"})
+_AT_READING = frozenset({"damaged", "duration_s", "last_sign_at", "lost", "quarantined"})
 
 DATABASES = ("journal.db", "catalog.db")
 KINDS = {

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import anyio
 from attrs import define, field
 
-from sojourn.actors.errors import StoreError, StoreUnavailable
-from sojourn.actors.ports import JournalStatistics, Record
+from sojourn.actors.errors import StorageFull, StoreError, StoreUnavailable
+from sojourn.actors.ports import JournalStatistics, Record, RecordKind
 from sojourn.runtime.stores.memory import MemoryJournal
 
 
@@ -18,6 +18,7 @@ class FaultyJournal:
     Attributes:
         fault: raised by every append while it is set, with nothing written.
         fault_after: raised by the next append once it has written: the outcome that nobody knows.
+        refuse_kind: while it is set, an append with a record of this kind finds no room.
         hold: while set to an event, an append waits for it before it writes.
         hold_after: the same once it has written: the heads have moved, and nobody has been told.
     """
@@ -28,6 +29,7 @@ class FaultyJournal:
     hold: anyio.Event | None = None
     hold_after: anyio.Event | None = None
     unreadable: bool = False
+    refuse_kind: RecordKind | None = None
 
     @property
     def epoch(self) -> int:
@@ -49,6 +51,11 @@ class FaultyJournal:
     def oldest(self, size_bytes: int) -> dict[str, int]:
         return self.inner.oldest(size_bytes)
 
+    async def marks(self) -> list[Record]:
+        if self.unreadable:
+            raise StoreUnavailable("the disk does not answer")
+        return await self.inner.marks()
+
     async def release(self, upto: Mapping[str, int]) -> None:
         await self.inner.release(upto)
 
@@ -60,6 +67,8 @@ class FaultyJournal:
             await self.hold.wait()
         if self.fault is not None:
             raise self.fault
+        if self.refuse_kind in [record.kind for record in records]:
+            raise StorageFull
         await self.inner.append(records)
         if self.hold_after is not None:
             await self.hold_after.wait()

@@ -20,6 +20,7 @@ def test_every_command_can_be_loaded_and_has_help() -> None:
         "top",
         "export",
         "accept-loss",
+        "quarantine",
         "rebuild-catalog",
         "settings",
         "doctor",

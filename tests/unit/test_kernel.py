@@ -13,7 +13,7 @@ from sojourn.actors.errors import (
     Stopped,
     StorageFull,
 )
-from sojourn.actors.kernel.actor import ActorContext, JobDone
+from sojourn.actors.kernel.actor import ActorContext, JobDone, Kept
 from sojourn.actors.kernel.mailbox import MailboxLimits
 from sojourn.actors.kernel.restart import Intensity, Restart
 
@@ -300,6 +300,135 @@ def test_an_actor_that_crashes_too_often_is_set_aside_until_it_is_released(
     commit(hand, store)
     assert again.result == 1
     assert hand.conserved()
+
+
+class Keeping:
+    """A keeper that keeps messages as they are; of a batch (a list) the first crash in it."""
+
+    def __init__(self, **attempts: int) -> None:
+        self.before = attempts
+
+    def attempts(self, actor_id: str, message: Any, crash: Exception) -> int:
+        return self.before.get(str(message), 0)
+
+    def poisonous(self, actor_id: str, message: Any, crash: Exception) -> Kept:
+        if isinstance(message, list):
+            message.remove("crash")
+            return Kept(error=Quarantined(), record=["mark"], again=True)
+        return Kept(error=Quarantined("kept"), record=["mark", message])
+
+    def crash_loop(self, actor_id: str, crash: Exception) -> Kept:
+        return Kept(error=IntensityExceeded("kept"), record=["loop", actor_id])
+
+
+def test_a_poison_message_is_answered_once_what_is_kept_of_it_is_committed(
+    store: dict[str, list[Any]],
+) -> None:
+    keeper = Keeping()
+    hand = Hand(lambda context: Ledger(context, store), spec={"keeper": keeper})
+    culprit = hand.ask("a", "crash")
+    hand.pass_time(5.0)
+    behind = hand.ask("a", "x")
+    hand.pass_time(5.0)
+    assert not culprit.ended
+    assert not behind.ended
+    assert hand.conserved()
+    assert hand.commit() == [["mark", "crash"]]
+    assert str(culprit.error) == "kept"
+    assert isinstance(culprit.error.__cause__, RuntimeError)  # type: ignore[union-attr]
+    hand.pass_time(1.0)
+    assert commit(hand, store) == [["x"]]
+    assert behind.result == 1
+    assert (hand.kernel.statistics().quarantined, hand.kernel.statistics().replied) == (1, 1)
+    assert hand.conserved()
+
+
+def test_a_poison_message_that_cannot_be_kept_is_refused_as_its_store_says(
+    store: dict[str, list[Any]],
+) -> None:
+    keeper = Keeping()
+    hand = Hand(lambda context: Ledger(context, store), spec={"keeper": keeper})
+    culprit, behind = hand.ask("a", "crash"), hand.ask("a", "x")
+    hand.pass_time(5.0)
+    hand.refuse(StorageFull())
+    assert isinstance(culprit.error, StorageFull)
+    hand.pass_time(5.0)
+    commit(hand, store)
+    assert behind.result == 1
+    assert hand.kernel.statistics().quarantined == 0
+    assert hand.conserved()
+
+
+def test_a_message_that_took_an_earlier_process_along_is_set_aside_at_its_first_crash(
+    store: dict[str, list[Any]],
+) -> None:
+    keeper = Keeping(crash=1)
+    hand = Hand(lambda context: Ledger(context, store), spec={"keeper": keeper})
+    hand.ask("a", "crash")
+    hand.run()
+    assert hand.commit() == [["mark", "crash"]]
+    assert hand.kernel.statistics().crashes == 1
+
+
+def test_a_message_of_which_a_part_is_set_aside_is_handled_again_without_it(
+    store: dict[str, list[Any]],
+) -> None:
+    keeper = Keeping()
+
+    class Lines(Ledger):
+        def receive(self, message: Any) -> Any:
+            return [super(Lines, self).receive(line) for line in message]
+
+    hand = Hand(lambda context: Lines(context, store), spec={"keeper": keeper})
+    batch = hand.ask("a", ["x", "crash", "y", "crash", "z"], size_bytes=10)
+    for _ in range(2):
+        hand.pass_time(5.0)
+        assert hand.commit() == [["mark"]]
+        assert hand.conserved()
+    hand.pass_time(5.0)
+    assert commit(hand, store) == [["x", "y", "z"]]
+    assert batch.result == [1, 2, 3]
+    assert hand.kernel.statistics().inbound_bytes == 0
+    assert hand.conserved()
+
+
+def test_a_crash_loop_is_kept_and_tried_again_while_it_cannot_be(store: dict[str, list[Any]]) -> None:
+    keeper = Keeping()
+    broken = True
+
+    def start(context: ActorContext) -> Ledger:
+        if broken:
+            raise RuntimeError("its history cannot be folded")
+        return Ledger(context, store)
+
+    spec = {"intensity": Intensity(restarts_max=2, period_s=3_600.0, backoff_max_s=1.0), "keeper": keeper}
+    hand = Hand(start, spec=spec)
+    waiting = hand.ask("a", "x", deadline_s=7_200.0)
+    hand.pass_time(10.0)
+    hand.refuse(StorageFull())
+    assert not waiting.ended
+    hand.pass_time(2.0)
+    assert hand.commit() == [["loop", "a"]]
+    assert str(waiting.error) == "kept"
+    assert hand.kernel.statistics().actors_quarantined == 1
+    broken = False
+    hand.kernel.release("a")
+    again = hand.ask("a", "x")
+    hand.run()
+    commit(hand, store)
+    assert again.result == 1
+    assert hand.conserved()
+
+
+def test_an_actor_that_is_held_takes_nothing_until_it_is_released(hand: Hand) -> None:
+    hand.kernel.hold("a")
+    with pytest.raises(IntensityExceeded, match="until it is released"):
+        hand.ask("a", "x")
+    hand.kernel.release("a")
+    hand.ask("a", "x")
+    hand.run()
+    hand.kernel.hold("a")  # it is in memory, and well
+    assert hand.commit() == [["x"]]
 
 
 def test_a_temporary_actor_is_not_started_again(store: dict[str, list[Any]]) -> None:

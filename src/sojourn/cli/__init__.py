@@ -1,5 +1,5 @@
 """The command line: `sojourn serve`, `record`, `ls`, `show`, `tail`, `compare`, `top`, `export`, `accept-loss`,
-`rebuild-catalog`, `settings`, `doctor`.
+`quarantine`, `rebuild-catalog`, `settings`, `doctor`.
 
 A command's module is imported when that command runs, so none pays for another's libraries.
 """
@@ -29,6 +29,7 @@ app.command(
     name="accept-loss",
     help="Let a session that has lost events go on without them.",
 )
+app.command(f"{__name__}.quarantine:app", name="quarantine", help="What crashed a session and is set aside.")
 app.command(
     f"{__name__}.rebuild_catalog:rebuild_catalog",
     name="rebuild-catalog",

@@ -1,14 +1,10 @@
 """`sojourn accept-loss`: a person decides that a session goes on without the events it has lost."""
 
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
-from ..client import ServerClient, find_or_start_server
-from ..runtime.paths import api_socket_path
-from ..runtime.settings_load import load_settings
 from .look import HERE, Flag, Where
 from .screen import Screen, run
+from .server import server_of
 from .source import resolve
 
 
@@ -41,7 +37,7 @@ def accept_loss(session: str, /, *, yes: Flag = False, json: Flag = False, where
             if sys.stdin.readline().strip().lower() not in ("y", "yes"):
                 print("sojourn: nothing was done", file=sys.stderr)
                 return 1
-        async with _server(where) as client:
+        async with server_of(where) as client:
             outcome = await client.accept_loss(session_id)
         if json:
             screen.json({"session_id": session_id, **damaged, "seq": outcome["seq"]})
@@ -52,18 +48,3 @@ def accept_loss(session: str, /, *, yes: Flag = False, json: Flag = False, where
         return 0
 
     return run(body)
-
-
-@asynccontextmanager
-async def _server(where: Where) -> AsyncIterator[ServerClient]:
-    """The one at --server, else the folder's own, started where there is none."""
-    flags = {"data_dir": where.data, "server": where.server, "token": where.token}
-    loaded = load_settings(config=where.config, flags=flags)
-    settings = loaded.settings
-    if settings.server is not None and (where.data is None or where.server is not None):
-        async with ServerClient(url=settings.server, token=settings.token) as client:
-            yield client
-        return
-    await find_or_start_server(settings.data_dir, config=loaded.file)
-    async with ServerClient(socket_path=api_socket_path(settings.data_dir), token=settings.token) as client:
-        yield client

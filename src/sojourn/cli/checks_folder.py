@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 from ..actors.errors import Damaged, SojournError
 from ..actors.ports import CatalogQuery
@@ -184,17 +185,20 @@ async def _catalog(folder: Path, heads: dict[str, int]) -> Finding:
 
 async def _sessions(folder: Path, settings: Settings) -> AsyncIterator[Finding]:
     counts: Counter[str] = Counter()
-    damaged, lost, pending = [], [], []
+    damaged, unreplayable, lost, pending = [], [], [], []
     try:
         async with Reader.open(folder) as reader:
             async for record in reader.walk(CatalogQuery(limit=500)):
                 counts[record["tier"]] += 1
                 if record.get("damaged") is not None:
                     damaged.append(record["session_id"])
+                if (record.get("quarantined") or {}).get("reason") == "replay":
+                    unreplayable.append(record["session_id"])
                 if record["lost"]:
                     lost.append(record["session_id"])
                 elif record["ended_at"] is not None and record["tier"] == "active":
                     pending.append(record["session_id"])
+            quarantined = reader.quarantined()
     except SojournError as error:
         yield problem(
             "sessions", f"they cannot be listed: {error}", "see what is said of journal and catalog"
@@ -208,6 +212,14 @@ async def _sessions(folder: Path, settings: Settings) -> AsyncIterator[Finding]:
             f"{len(damaged):,} have lost events and are read-only: {named(damaged)}",
             "put the damaged files back from a copy, or go on without them: `sojourn accept-loss ID`",
         )
+    if unreplayable:
+        yield problem(
+            "not replayed",
+            f"{len(unreplayable):,} have an event that cannot be applied, and are read-only before it: {named(unreplayable)}",
+            "upgrade Sojourn if a newer version wrote it, else report it; it is tried again at the next start",
+        )
+    for finding in quarantine_findings(quarantined):
+        yield finding
     if lost:
         yield warning(
             "lost sessions",
@@ -217,6 +229,24 @@ async def _sessions(folder: Path, settings: Settings) -> AsyncIterator[Finding]:
         )
     if pending:
         yield ok("hand-off", f"{len(pending):,} have ended and wait to be handed over by the owner")
+
+
+def quarantine_findings(items: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Of what is set aside, as it is listed."""
+    sessions = [item["session_id"] for item in items if item["kind"] == "session"]
+    messages = [f"{item['session_id']} {item['number']}" for item in items if item["kind"] == "message"]
+    if sessions:
+        yield problem(
+            "crash loops",
+            f"{len(sessions):,} sessions crashed in a loop and are set aside: {named(sessions)}",
+            "`sojourn quarantine ls ID` says why; `sojourn quarantine release ID` lets one start again",
+        )
+    if messages:
+        yield warning(
+            "quarantine",
+            f"{len(messages):,} messages crashed their session and are set aside: {named(messages)}",
+            "`sojourn quarantine show ID NUMBER`; then skip, edit or retry it",
+        )
 
 
 def leftover_findings(folder: Path) -> Iterator[Finding]:

@@ -98,6 +98,8 @@ def print_session(
     screen.line(styled(record["outcome"] or status, f"{status}{outcome}{exit_code}"))
     if record["lost"]:
         screen.line(f"  no sign of life, and no end was recorded; it was {record['status']}")
+    if (quarantined := record.get("quarantined")) is not None:
+        screen.line(f"  set aside, see `sojourn doctor`: {one_line(quarantined['crash'], 1000)}")
     if record["reason"]:
         screen.line(f"  {one_line(record['reason'], 1000)}")
     facts = [
