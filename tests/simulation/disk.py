@@ -410,6 +410,10 @@ class SimJournal:
                 "journal", "read", lambda: self._inner.read(session_id, after_seq, bytes_max=bytes_max)
             )
 
+    async def marks(self) -> list[Record]:
+        async with self._lane:
+            return await self._mount.read("journal", "marks", self._inner.marks)
+
     async def release(self, upto: Mapping[str, int]) -> None:
         async def release(share: float = 1.0) -> None:
             some = dict(list(upto.items())[: round(share * len(upto))])
