@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from array import array
 from collections.abc import Iterator
@@ -140,25 +141,30 @@ def load(kind: str, port: int, **job: Any) -> Loaded:
     Raises:
         BrokenOff: it ended without a result, or the server answered otherwise than with success.
     """
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "bench.load"],
-            cwd=ROOT,
-            input=json.dumps({"kind": kind, "port": port, **job}).encode(),
-            capture_output=True,
-            check=False,
-            timeout=LOAD_S,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BrokenOff(
-            f"the load was not carried out within {LOAD_S:g} s; give fewer --operations"
-        ) from error
+    # Through a file: a result is longer than a pipe holds, and one came cut short from a busy machine.
+    with tempfile.TemporaryFile() as out:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "bench.load"],
+                cwd=ROOT,
+                input=json.dumps({"kind": kind, "port": port, **job}).encode(),
+                stdout=out,
+                stderr=subprocess.PIPE,
+                check=False,
+                timeout=LOAD_S,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise BrokenOff(
+                f"the load was not carried out within {LOAD_S:g} s; give fewer --operations"
+            ) from error
+        out.seek(0)
+        found_json = out.read()
     if done.returncode:
         raise BrokenOff(f"the load process ended with {done.returncode}: {done.stderr.decode()[-500:]}")
     try:
-        found = json.loads(done.stdout)
+        found = json.loads(found_json)
     except ValueError as error:
-        said = (done.stdout[-200:] + done.stderr[-300:]).decode(errors="replace")
+        said = (found_json[-200:] + done.stderr[-300:]).decode(errors="replace")
         raise BrokenOff(
             f"the load process did not say what it found ({error}); it ended with: {said}"
         ) from error
