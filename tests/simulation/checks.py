@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from sojourn.actors.errors import CallerError, StoreError
+from sojourn.actors.kernel.scheduler import SLOT_MESSAGES_MAX
 from sojourn.actors.ports import TIERS, CatalogQuery
 from sojourn.actors.session.actor import Done
 from sojourn.actors.session.commands import AppendLog, Command
@@ -34,6 +35,18 @@ def conserved(world: "World", runtime: Runtime) -> None:
         world.oracle.must(
             child.restarts == 0 and child.last_error is None, "I15", f"{child.child_id}: {child.last_error}"
         )
+
+
+def bounded(world: "World", runtime: Runtime) -> None:
+    """I14: a mailbox holds what it may. What a crash or a slow slot puts back was accepted before."""
+    put_back = SLOT_MESSAGES_MAX if {"crash", "slow", "pause"} & world.profile.rates.keys() else 0
+    bound = world.profile.settings.mailbox_messages_max + put_back
+    for cell in runtime._kernel.cells.values():
+        waiting = len(cell.mailbox.normal or ())
+        if cell.actor_id.startswith("sess_"):
+            world.oracle.must(
+                waiting <= bound, "I14", f"{cell.actor_id}: {waiting} messages wait, {bound} may"
+            )
 
 
 def at_rest(world: "World", runtime: Runtime) -> None:

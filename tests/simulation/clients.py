@@ -44,6 +44,7 @@ from sojourn.actors.session.commands import (
 from sojourn.actors.session.ids import session_id_for
 from sojourn.actors.session.model import Ack, CaseOutcome, Outcome
 
+from . import checks
 from .disk import Killed
 from .oracle import Cause
 
@@ -400,6 +401,7 @@ class Client:
         """What came of a call: its answer, an error that says what was not done, UNKNOWN or NOTHING."""
         world = self._world
         runtime = await world.running()
+        checks.bounded(world, runtime)
         leaves_after_s = CLIENT_S_MAX
         if world.disk.draws("cancel"):
             leaves_after_s = self._rng.choice([0.0, self._rng.uniform(0, 0.05), self._rng.uniform(0, 5)])

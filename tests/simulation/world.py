@@ -24,7 +24,6 @@ from sojourn.actors.errors import (
     SetAside,
     StoreError,
 )
-from sojourn.actors.kernel.scheduler import SLOT_MESSAGES_MAX
 from sojourn.runtime.runtime import Runtime
 
 from . import checks
@@ -322,18 +321,11 @@ class World:
     async def _look(self) -> None:
         """What must hold at any moment, looked at now and then."""
         rng = rng_of(self.profile.seed, "look")
-        limits = self.profile.settings
         while True:
             await anyio.sleep(rng.expovariate(1.0))
-            runtime = self.runtime
-            if runtime is None:
-                continue
-            checks.conserved(self, runtime)
-            for cell in runtime._kernel.cells.values():
-                waiting = len(cell.mailbox.normal or ())
-                bound = limits.mailbox_messages_max + SLOT_MESSAGES_MAX
-                if cell.actor_id != "tiering":
-                    self.oracle.must(waiting <= bound, "I14", f"{cell.actor_id}: {waiting} messages wait")
+            if self.runtime is not None:
+                checks.conserved(self, self.runtime)
+                checks.bounded(self, self.runtime)
 
 
 def _drop(logger: Any, name: str, event: Any) -> Any:
