@@ -18,7 +18,7 @@ import structlog
 from anyio.abc import TaskGroup
 from attrs import frozen
 
-from ..actors.errors import SojournError, StoreError
+from ..actors.errors import CallerError, SojournError, StoreError
 from ..actors.ports import Catalog, Clock
 from ..actors.session.record import LOST_AFTER_S
 
@@ -145,7 +145,7 @@ class Timekeeper:
                 if len(page) < PAGE_ROWS:
                     return
                 after = page[-1]
-        except StoreError as error:
+        except (StoreError, CallerError) as error:  # a session may not answer in time, as for the projector
             self._say(None, error)
         finally:
             self._looking = False
