@@ -42,6 +42,8 @@ FIELDS: dict[str, dict[str, Any]] = {
         "details": "ä\n",
     },
     "log.append": {"stream": "stdout", "text": "\u2028 x", "level": "info", "invalid_utf8": True},
+    "timer.set": {"key": "k", "after_s": 1.5, "every_s": 60.0},
+    "timer.cancel": {"key": "k"},
     "resource.sample": {"cpu_s": 1.5, "processes": 1, "read_bytes": 2, "rss_bytes": 3, "written_bytes": 4},
 }
 
