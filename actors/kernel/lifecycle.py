@@ -137,6 +137,7 @@ class Lifecycle(ABC):
             self._drop_actor(cell)
             self._reject_all(cell, error)
         else:
+            self._crashes += 1
             self._restart(cell, error)
 
     def start_cancelled(self, cell: Cell) -> None:
@@ -150,6 +151,7 @@ class Lifecycle(ABC):
     def _crashed(self, cell: Cell, turns: list[Envelope], crash: Exception) -> None:
         """Nothing of the slot happened. Its messages go back, to be handled one per slot; one that crashes alone for the
         second time is quarantined, and the actor goes on without it once that is durable."""
+        self._crashes += 1
         for envelope in turns:
             envelope.answer = None
             if not isinstance(envelope.error, DeadlineExceeded):
@@ -221,7 +223,6 @@ class Lifecycle(ABC):
         self.set_timer(cell, RESTART, pause_s, None)
 
     def _restart(self, cell: Cell, crash: Exception) -> None:
-        self._crashes += 1
         self._drop_actor(cell)
         if cell.history is None:
             cell.history = CrashHistory()
