@@ -113,7 +113,9 @@ class Timekeeper:
                     self._looking, self._look_at = True, now + LOOK_EVERY_S
                     tasks.start_soon(self._look)
                 pause_s = self._wake_due(tasks)
-                with anyio.move_on_after(max(0.0, min(pause_s, self._look_at - self._clock.monotonic()))):
+                if not self._looking:  # else its end is what is waited for, however late it comes
+                    pause_s = min(pause_s, self._look_at - self._clock.monotonic())
+                with anyio.move_on_after(max(0.0, pause_s)):
                     await self._changed.wait()
                 self._changed = anyio.Event()
 

@@ -14,7 +14,7 @@ import trio
 from attrs import evolve
 from trio.testing import MockClock
 
-from sojourn.actors.errors import NoSuchTimer, StorageFull, StoreUnavailable
+from sojourn.actors.errors import DeadlineExceeded, NoSuchTimer, StorageFull, StoreUnavailable
 from sojourn.actors.ports import CatalogQuery, CatalogRow
 from sojourn.actors.session.wire import read_command, read_create
 from sojourn.runtime.opening import Stores
@@ -448,6 +448,46 @@ async def test_a_catalog_that_does_not_answer_is_looked_at_again(
         catalog.away = False
         await trio.sleep(SETTLE_S)
         assert [id_ for id_, _ in sleepers.woken] == ["a"]
+
+
+async def test_a_look_that_takes_long_is_waited_for_at_rest(autojump_clock: MockClock) -> None:
+    class Counted(VirtualClock):
+        asked = 0
+
+        def monotonic(self) -> float:
+            self.asked += 1
+            assert self.asked < 1_000, "it turns without getting anywhere"
+            return super().monotonic()
+
+    class Slow(MemoryCatalog):
+        async def due(self, **query: Any) -> list[tuple[datetime, str]]:
+            await trio.sleep(4 * LOOK_EVERY_S)
+            return await super().due(**query)
+
+    catalog = Slow()
+    await catalog.put([due("a", 20)])
+    sleepers = Sleepers(Counted(), catalog)
+    async with sleepers.open():
+        await trio.sleep(10 * LOOK_EVERY_S)
+        assert [id_ for id_, _ in sleepers.woken] == ["a"]
+
+
+async def test_a_session_that_does_not_answer_in_time_keeps_nobody_from_being_woken(
+    clock: VirtualClock, autojump_clock: MockClock
+) -> None:
+    sleepers = Sleepers(clock, MemoryCatalog())
+
+    async def tick(session_id: str) -> datetime | None:
+        if session_id == "late":
+            raise DeadlineExceeded
+        return await sleepers.wake(session_id)
+
+    sleepers.tick = tick
+    async with sleepers.open() as timekeeper:
+        timekeeper.note({"late": clock.now(), "a": clock.now()})
+        await trio.sleep(1)
+        assert [id_ for id_, _ in sleepers.woken] == ["a"]
+        assert timekeeper.statistics().failures == 1
 
 
 async def test_while_changes_are_refused_nobody_is_woken(

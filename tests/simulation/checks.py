@@ -29,7 +29,7 @@ def conserved(world: "World", runtime: Runtime) -> None:
         kernel.accepted == somewhere, "I18", f"{kernel.accepted} accepted, {somewhere} found: {kernel}"
     )
     world.oracle.must(
-        kernel.crashes <= world.fired, "I15", f"{kernel.crashes} crashes, {world.fired} of them planted"
+        kernel.crashes == world.fired, "I15", f"{kernel.crashes} crashes, {world.fired} of them planted"
     )
     for child in runtime.statistics().children:
         world.oracle.must(
