@@ -15,6 +15,7 @@ from sojourn.actors.errors import (
     IntensityExceeded,
     MailboxFull,
     NoSuchSession,
+    NotOpen,
     OutOfOrder,
     Quarantined,
     Rejected,
@@ -397,6 +398,14 @@ class Client:
             f"{sent.session_id}: {cause or sent.command.type} was answered with seq {done.seq}, and is durable at {seq}",
         )
 
+    async def _release(self, runtime: "Runtime", session_id: str) -> None:
+        """A person sees that a session is set aside, and lets it go on."""
+        await anyio.sleep(1.0)
+        try:
+            await runtime.quarantine.release(session_id)
+        except (Killed, NotOpen, Stopped, StoreError) as error:
+            self._world.trace.note(self.name, f"not released: {type(error).__name__}")
+
     async def _call(self, call: Callable[["Runtime"], Awaitable[Any]]) -> Any:
         """What came of a call: its answer, an error that says what was not done, UNKNOWN or NOTHING."""
         world = self._world
@@ -418,8 +427,8 @@ class Client:
                 return NOTHING
             except IntensityExceeded as error:
                 world.trace.note(self.name, error.code)
-                world.set_aside(error)
-                await anyio.sleep(1.0)
+                for session_id in world.set_aside(error):
+                    await self._release(runtime, session_id)
                 return UNKNOWN
             except (DeadlineExceeded, Stopped, StoreError) as error:
                 world.trace.note(self.name, error.code)

@@ -175,14 +175,14 @@ class World:
             self.oracle.must(False, "I9", f"{error}")
         self.oracle.must(bool(self.profile.rates), "I24", f"without a fault: {error!r}")
 
-    def set_aside(self, error: IntensityExceeded) -> None:
-        """A session is set aside only for crashes of its own. A person who sees it starts the process again."""
-        crashed = [len(plan.bombs) for plan in self.plans if plan.session_id in str(error)]
+    def set_aside(self, error: IntensityExceeded) -> list[str]:
+        """Which session it is: one is set aside only for crashes of its own."""
+        plans = [plan for plan in self.plans if plan.session_id in str(error)]
+        crashed = [len(plan.bombs) for plan in plans]
         self.oracle.must(
             any(count > 5 for count in crashed), "I15", f"{error}, and it crashed {crashed} times"
         )
-        if self.mount is not None:
-            self.mount.leave.set()
+        return [plan.session_id for plan in plans]
 
     # -- a seed --------------------------------------------------------------------------------------------------------
 
