@@ -19,7 +19,7 @@ from ..actors.kernel.lifecycle import set_aside
 from ..actors.kernel.statistics import KernelStatistics
 from ..actors.kernel.supervisor import ChildStatistics
 from ..actors.kernel.watch import Down
-from ..actors.mirroring import MirrorStatistics
+from ..actors.mirror_waiting import MirrorStatistics
 from ..actors.ports import (
     CatalogQuery,
     Clock,

@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from ..actors.errors import InvalidSettings, SojournError
-from ..actors.mirroring import MirrorStatistics
+from ..actors.mirror_waiting import MirrorStatistics
 from ..http.app import create_app
 from ..http.server import Server, bind_tcp, bound_unix
 from ..runtime.paths import api_socket_path
