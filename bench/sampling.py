@@ -34,7 +34,7 @@ STAGES: tuple[tuple[str, str], ...] = (
     ("/actors/session/wire", "reading of commands from outside"),
     ("/actors/session/", "session: decide, apply, encode"),
     ("/actors/commit", "group commit"),
-    ("/actors/mirroring", "mirror"),
+    ("/actors/mirror", "mirror"),
     ("/runtime/stores/mirror", "mirror"),
     ("/runtime/stores/redis", "mirror"),
     ("/runtime/stores/", "journal, catalog and other stores"),

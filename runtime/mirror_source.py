@@ -24,7 +24,7 @@ READ_BYTES = 256 * 1024
 
 
 class MirroredSessions:
-    """See actors.mirroring.MirrorSource.
+    """See actors.mirror_waiting.MirrorSource.
 
     Args:
         copy: a copy of a session's state, durable as it is.
