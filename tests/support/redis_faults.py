@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 from attrs import field, frozen
 
+from sojourn.actors.session.model import Ack
+
 from .fleet import Fleet
 from .proxy import Proxy
 from .redis import Server
@@ -36,8 +38,15 @@ def for_s(seconds: float) -> Lasting:
 
 
 async def until_refused(fleet: Fleet) -> None:
-    """A fault that lasts until somebody was refused `mirrored` because of it."""
-    await await_until(lambda: fleet.counts["refused"] > 0)
+    """A fault that lasts until somebody was refused `mirrored` because of it. Whoever reports so may be waiting to see
+    that an answer was true, so one that rests asks for it, too."""
+    asker = fleet.idle[0]
+    asker.ack = Ack.MIRRORED
+    try:
+        while not fleet.counts["refused"]:
+            await asker.tell()
+    finally:
+        asker.ack = Ack.DURABLE
 
 
 @frozen
