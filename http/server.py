@@ -147,9 +147,16 @@ class Server(uvicorn.Server):
 
     Args:
         idle: asked about once a second; where it answers true and no request is in flight, the server ends.
+        listening: called once connections are accepted and signals end it in order.
     """
 
-    def __init__(self, app: Application, *, idle: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self,
+        app: Application,
+        *,
+        idle: Callable[[], bool] | None = None,
+        listening: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -170,6 +177,11 @@ class Server(uvicorn.Server):
         )
         self._app = app
         self._idle = idle
+        self._listening = listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._listening()
 
     async def _check_idle(self) -> None:
         # Every request and every open stream is a task of the server's.

@@ -51,9 +51,9 @@ PHASES = {
     "Tiering.archive": "archive",
     "Tiering.look": "look",
     "Tiering.set_facts": "facts",
-    "Runtime._start_session": "recovery",
+    "Sessions._start_session": "recovery",
     "Runtime.over": "start",
-    "Runtime._catch_up_catalog": "start",
+    "Sessions._catch_up_catalog": "start",
     "Subscription.lines": "stream",
     "CatalogProjector.flush": "catalog",
 }

@@ -151,17 +151,22 @@ async def _serve(options: _Options) -> None:
                 idle_s = options.exit_when_idle_s
                 idle = (lambda: runtime.idle_for_s() >= idle_s) if idle_s is not None else None
                 tune_process()
-                log.info(
-                    "serve.listening",
-                    url=_url(tcp) if tcp is not None else None,
-                    socket=str(socket_path),
-                    data=str(data_dir.resolve()),
-                    mirror=_mirror(options.settings, runtime.mirror_statistics()),
-                    version=version("sojourn"),
-                )
+
+                def listening() -> None:
+                    log.info(
+                        "serve.listening",
+                        url=_url(tcp) if tcp is not None else None,
+                        socket=str(socket_path),
+                        data=str(data_dir.resolve()),
+                        mirror=_mirror(options.settings, runtime.mirror_statistics()),
+                        version=version("sojourn"),
+                    )
+
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(_deliver_leftovers, data_dir, socket_path, options.token)
-                    await Server(app, idle=idle).serve(sockets=[unix] if tcp is None else [tcp, unix])
+                    await Server(app, idle=idle, listening=listening).serve(
+                        sockets=[unix] if tcp is None else [tcp, unix]
+                    )
                     tasks.cancel_scope.cancel()
     log.info("serve.stopped", data=str(data_dir.resolve()))
 
