@@ -4,6 +4,7 @@ was recorded is delivered later."""
 import json
 import os
 import signal
+import sys
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,7 +92,9 @@ def test_what_was_for_a_server_by_its_address_is_delivered_there(data: Data, tmp
 def test_ctrl_c_ends_a_recording_whose_server_is_stopped(data: Data, tmp_path: Path) -> None:
     with serve(data.folder, "--no-tcp", log=tmp_path / "log") as server:
         server.process.send_signal(signal.SIGSTOP)
-        process = recording(data.folder, "--", "sh", "-c", "touch started; sleep 60", cwd=tmp_path)
+        # No shell: one that is told between forking and executing its child waits for the child, which has not heard it.
+        waits = "import pathlib, time; pathlib.Path('started').touch(); time.sleep(60)"
+        process = recording(data.folder, "--", sys.executable, "-c", waits, cwd=tmp_path)
         wait_until((tmp_path / "started").exists)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=DEADLINE_S)

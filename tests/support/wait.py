@@ -9,7 +9,7 @@ import anyio
 LOOK_EVERY_S = 0.005
 
 
-def wait_until(condition: Callable[[], Any], deadline_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], Any], deadline_s: float = 60.0) -> None:
     """Look until the condition holds. Raises AssertionError at the deadline."""
     deadline = time.monotonic() + deadline_s
     while not condition():
@@ -17,7 +17,7 @@ def wait_until(condition: Callable[[], Any], deadline_s: float = 20.0) -> None:
         time.sleep(LOOK_EVERY_S)
 
 
-async def await_until(condition: Callable[[], Any | Awaitable[Any]], deadline_s: float = 20.0) -> None:
+async def await_until(condition: Callable[[], Any | Awaitable[Any]], deadline_s: float = 60.0) -> None:
     """The same for a condition that may itself have to be awaited."""
     deadline = time.monotonic() + deadline_s
     while True:
