@@ -4,8 +4,8 @@ was recorded is delivered later."""
 import json
 import os
 import signal
-import sys
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
