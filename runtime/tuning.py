@@ -9,10 +9,17 @@ import sys
 SWITCH_INTERVAL_S = 0.0001
 
 
+def begin_loading() -> None:
+    """Call before a runtime is opened, and `tune_process` afterwards: until then nothing is collected. What is loaded stays,
+    and looking through all of it again and again took a seventh of a start with 10,000 sessions."""
+    gc.disable()
+
+
 def tune_process() -> None:
     """Call once everything is loaded: fewer garbage collections, none of them over what is there already (their pauses
     are most of p99), and quick hand-overs between threads."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    gc.enable()
     sys.setswitchinterval(SWITCH_INTERVAL_S)

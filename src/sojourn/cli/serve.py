@@ -24,7 +24,7 @@ from ..runtime.runtime import Runtime
 from ..runtime.settings import NO_MIRROR, Settings
 from ..runtime.settings_load import load_settings, mask_url
 from ..runtime.telemetry import bind_process, configure_logging
-from ..runtime.tuning import tune_process
+from ..runtime.tuning import begin_loading, tune_process
 
 log = structlog.stdlib.get_logger()
 
@@ -139,6 +139,7 @@ async def _serve(options: _Options) -> None:
     data_dir = options.settings.data_dir
     # Before the data folder is touched: a port in use must leave no trace there.
     listener = bind_tcp(*options.address) if options.address is not None else contextlib.nullcontext()
+    begin_loading()
     with listener as tcp:
         async with Runtime.open(options.settings) as runtime:
             bind_process(epoch=runtime.epoch)
