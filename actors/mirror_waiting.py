@@ -271,6 +271,8 @@ class MirrorWaiting:
     def _drop(self, session: Behind) -> None:
         """It is not behind any more, or not ours to send; who still waits for it hears so."""
         del self._behind[session.session_id]
+        self._held_bytes -= session.sent_bytes  # of a batch whose outcome nobody will learn
+        session.sent, session.sent_bytes = None, 0
         if session.queued:  # or it would be sent all the same
             session.queued = False
             for waiting in (self._queue, self._wholes):

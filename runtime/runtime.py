@@ -166,10 +166,10 @@ class Runtime(Sessions):
         else:
             session_id = new_session_id(self._clock.now(), secrets.token_bytes(10))
         done: Done = await self._send(session_id, command, ack, None, size_bytes)
-        if ack is _MIRRORED:
-            await self._reached(session_id, done.seq, None)
         if not done.duplicate:
             self._presence.sign(session_id, self._kernel.now)
+        if ack is _MIRRORED:
+            await self._reached(session_id, done.seq, None)
         record = await self._moved_record(session_id) if done.duplicate else None
         if record is None:
             # Not by `record`: with an early answer the journal may not know the session yet.
@@ -211,14 +211,16 @@ class Runtime(Sessions):
             size_bytes,
             ack is _APPLIED,
         )
-        if ack is _MIRRORED:
-            await self._reached(session_id, done.seq, deadline_s)
-        if command.type in ENDING_COMMANDS:
-            self._ended(session_id, Ended(session_id))
-        elif command.type == SEAL:
-            self._ended(session_id, Sealed(session_id))
-        else:
-            self._presence.sign(session_id, kernel.now)  # fresh: it has just stepped to answer us
+        try:
+            if ack is _MIRRORED:
+                await self._reached(session_id, done.seq, deadline_s)
+        finally:  # refused or not, it is done
+            if command.type in ENDING_COMMANDS:
+                self._ended(session_id, Ended(session_id))
+            elif command.type == SEAL:
+                self._ended(session_id, Sealed(session_id))
+            else:
+                self._presence.sign(session_id, kernel.now)  # fresh: it has just stepped to answer us
         return done
 
     async def ask_batch(
@@ -237,20 +239,22 @@ class Runtime(Sessions):
         answers: list[Done | CallerError] = await self._send(
             session_id, Batch(commands), ack, deadline_s, size_bytes
         )
-        if ack is _MIRRORED:
-            seqs = [answer.seq for answer in answers if isinstance(answer, Done)]
-            await self._reached(session_id, max(seqs, default=0), deadline_s)
         done = {
             command.type
             for command, answer in zip(commands, answers, strict=True)
             if isinstance(command, Command) and isinstance(answer, Done)
         }
-        if SEAL in done:
-            self._ended(session_id, Sealed(session_id))
-        elif done & ENDING_COMMANDS:
-            self._ended(session_id, Ended(session_id))
-        else:
-            self._presence.sign(session_id, self._kernel.now)
+        try:
+            if ack is _MIRRORED and done:
+                seqs = [answer.seq for answer in answers if isinstance(answer, Done)]
+                await self._reached(session_id, max(seqs), deadline_s)
+        finally:
+            if SEAL in done:
+                self._ended(session_id, Sealed(session_id))
+            elif done & ENDING_COMMANDS:
+                self._ended(session_id, Ended(session_id))
+            else:
+                self._presence.sign(session_id, self._kernel.now)
         return answers
 
     async def heartbeat(self, session_id: str) -> None:

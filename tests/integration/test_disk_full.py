@@ -67,7 +67,7 @@ def test_a_start_on_a_full_disk_takes_its_room_from_the_reserve_and_serves(run: 
 
 def test_a_new_folder_on_a_full_disk_is_refused_and_the_reason_said(run: Run) -> None:
     result = run(kind="starts", seed=2, leave=[0])
-    (said,) = result["said"]["not_opened_without_a_reserve"]
+    (said,) = result["said"]["not_opened"]
     assert "StorageFull" in said
     assert "free some space" in said
 

@@ -1,19 +1,22 @@
 """What only the mirror has is taken in where the disk has lost it: whole folders, the journal's end, events in the middle."""
 
 import shutil
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve
 
-from sojourn.actors.errors import DurabilityUnavailable
+from sojourn.actors.errors import DurabilityUnavailable, StoreUnavailable
+from sojourn.actors.ports import MirrorAnswer, MirrorUpdate
 from sojourn.actors.session.actor import Done
 from sojourn.actors.session.commands import AppendLog, Command
 from sojourn.actors.session.model import Ack
 from sojourn.actors.session.wire import read_command, read_create
 from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
+from sojourn.runtime.stores.memory import MemoryMirror
 
 from ..support.memory_place import MemoryPlace, level, mirrored
 from ..support.wait import await_until
@@ -140,3 +143,32 @@ async def test_what_was_handed_over_leaves_the_mirror(settings: Settings) -> Non
         await await_until(lambda: not place.mirror._sessions)
         with pytest.raises(DurabilityUnavailable, match="handed over"):
             await runtime.ask(session_id, log_line(2), ack=Ack.MIRRORED)
+
+
+@pytest.mark.parametrize("in_a_batch", [False, True])
+async def test_an_end_whose_mirroring_was_refused_is_an_end_all_the_same(
+    settings: Settings, in_a_batch: bool
+) -> None:
+    class Away(MemoryMirror):
+        away = False
+
+        async def apply(self, batch: Sequence[MirrorUpdate]) -> list[MirrorAnswer]:
+            if self.away:
+                raise StoreUnavailable("gone")
+            return await super().apply(batch)
+
+    mirror = Away()
+    async with mirrored(evolve(settings, seal_after_s=0.0), MemoryPlace(mirror=mirror)) as runtime:
+        session_id = await reporting(runtime, 2)
+        await level(runtime)
+        mirror.away = True
+        ended = read_command({"type": "session.complete", "outcome": "passed"})
+        asked: Awaitable[Any] = (
+            runtime.ask_batch(session_id, [ended], ack=Ack.MIRRORED)
+            if in_a_batch
+            else runtime.ask(session_id, ended, ack=Ack.MIRRORED)
+        )
+        with pytest.raises(DurabilityUnavailable) as refused:
+            await asked
+        assert refused.value.reached == "durable"
+        await await_until(lambda: session_id not in runtime._journal.heads())

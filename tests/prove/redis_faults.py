@@ -251,8 +251,8 @@ def judged(server: str, scale: Scale, suffered: list[Suffered], wrong: list[str]
     holds = (
         not wrong
         and not figures["not_level"]
-        and figures["own_level_s_max"] <= LEVEL_S_MAX
-        and figures["own_gap_ms_p99"] <= GAP_MS_MAX
+        and figures["level_s_max"] <= LEVEL_S_MAX
+        and figures["gap_ms_p99"] <= GAP_MS_MAX
         and figures["growth_mib_max"] <= GROWTH_MIB_MAX
     )
     return {"holds": holds, "figures": figures}

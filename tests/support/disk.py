@@ -51,7 +51,7 @@ from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
 from sojourn.runtime.stores.archive import open_archive
 from sojourn.runtime.stores.journal_sqlite import SqliteJournal
-from sojourn.runtime.stores.reserve import OPENING_BYTES, Reserve, free_bytes
+from sojourn.runtime.stores.reserve import Reserve, free_bytes
 
 from .killing import METHODS, eager, kind_of
 
@@ -403,10 +403,7 @@ async def starts(talk: Talk, folder: Path, *, seed: int, leave: int, number: int
     """Opens the folder while so much room is left, reads and reports; then there is room."""
     fill(folder, leave)
     reserve = folder / "data" / "reserve"
-    reserved = reserve.stat().st_size if reserve.exists() else 0
-    talk.say("reserve", reserved)
-    # Without one, as a process leaves it that is killed on a full disk, a start may be refused, and says so.
-    refused = "not_opened" if reserved >= OPENING_BYTES else "not_opened_without_a_reserve"
+    talk.say("reserve", reserve.stat().st_size if reserve.exists() else 0)
     faults: Counter[str] = Counter()
     world = World(talk, seed, rounds_max=1)
     served = False
@@ -434,7 +431,7 @@ async def starts(talk: Talk, folder: Path, *, seed: int, leave: int, number: int
                 )
             return
         except StoreError as error:
-            talk.say(refused if attempt == 0 else "crashed", f"{leave}: {type(error).__name__}: {error}")
+            talk.say("not_opened" if attempt == 0 else "crashed", f"{leave}: {type(error).__name__}: {error}")
             drain(folder)
 
 

@@ -362,6 +362,21 @@ async def test_a_removal_waits_for_the_mirror_to_come_back(autojump_clock: MockC
         assert list(await setup.mirror.heads()) == ["b"]
 
 
+async def test_what_was_held_for_a_session_that_moved_is_held_no_more(autojump_clock: MockClock) -> None:
+    async with running() as setup:
+        setup.mirror.down = StoreUnavailable("gone")
+        setup.commit("a", 3)
+        await setup.until(lambda: setup.writer.statistics().state == "away")
+        setup.commit("a", 3)
+        del setup.sessions.seqs["a"]
+        setup.writer.moved("a", "recent")
+        assert setup.writer.statistics().bytes_behind == 0
+        setup.mirror.down = None
+        setup.commit("b")
+        await setup.level()
+        assert setup.writer.statistics().bytes_behind == 0
+
+
 async def test_events_that_a_snapshot_holds_leave_the_mirror(autojump_clock: MockClock) -> None:
     async with running() as setup:
         setup.commit("a", 5)
