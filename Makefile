@@ -19,6 +19,9 @@ VENV := .venv
 STAMP := $(VENV)/.made-from-lock
 BIN := $(VENV)/bin
 
+# Where compiled modules are not kept, each process that a test or a proof starts compiles 200 of them: 0.5 s.
+unexport PYTHONDONTWRITEBYTECODE
+
 help:
 	@sed -n 's/^#   //p' Makefile
 

@@ -85,7 +85,9 @@ def bare(kind: str, folder: Path) -> Iterator[Server]:
 
 @contextmanager
 def _server(arguments: list[str], folder: Path, changed: dict[str, str]) -> Iterator[Server]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SOJOURN_")}
+    # A server that compiles its modules at each start is not the one that a user has.
+    left_out = ("SOJOURN_", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
     changed = {"MIRROR": "none"} | changed
     log = folder / f"{arguments[1]}.log"
     with log.open("wb") as stderr:

@@ -18,7 +18,7 @@ def begin_loading() -> None:
 def tune_process() -> None:
     """Call once everything is loaded: fewer garbage collections, none of them over what is there already (their pauses
     are most of p99), and quick hand-overs between threads."""
-    gc.collect()
+    # Without a collection before it: of 134,000 objects it found 6,000 in 0.1 s, while somebody waits for the first answer.
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     gc.enable()

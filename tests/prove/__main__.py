@@ -31,6 +31,8 @@ def main(names: list[str]) -> int:
     seed = int(os.environ.get("SEED") or random.SystemRandom().randrange(1 << 32))
     # Killed again and again, each would leave its private Valkey behind; the mirror's own proofs name their servers.
     os.environ.setdefault("SOJOURN_MIRROR", "none")
+    # Nor is a server that compiles its modules at each start the one that a user has.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     OUT.mkdir(exist_ok=True)
     failed = []
     for name in names or known:
