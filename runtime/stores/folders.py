@@ -20,3 +20,12 @@ def make_folders(folder: Path) -> None:
     make_folders(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
     sync_folder(folder.parent)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """A new file, or one written anew, whose content is durable. Renamed to its place without that, it may be there after a
+    power cut and hold nothing. Its name is durable with `sync_folder`."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -10,7 +10,7 @@ from pathlib import Path
 from attrs import define, field
 
 from ...actors.errors import FolderInUse, StorageFull, StoreError, UnusableFolder
-from .folders import make_folders, sync_folder
+from .folders import make_folders, sync_folder, write_synced
 
 FORMAT = 1
 _FLOCK = struct.Struct("@hhqqi")  # struct flock of fcntl(2): type, whence, start, length (0: all of it), pid
@@ -37,7 +37,7 @@ class FolderLock:
         Raises:
             FolderInUse: another owner holds it; `pid` is that process.
             UnusableFolder: it cannot be made or written, or is of a newer format. Nothing in it was changed.
-        StorageFull: it is new, and there is no room to make it in.
+            StorageFull: it is new, and there is no room to make it in.
         """
         try:
             make_folders(folder)
@@ -110,7 +110,7 @@ def _take(folder: Path, descriptor: int) -> None:
     path = folder / "format"
     if not path.exists():
         temporary = folder / ".tmp-format"
-        temporary.write_text(f"{FORMAT}\n")
+        write_synced(temporary, f"{FORMAT}\n".encode())
         os.replace(temporary, path)
     sync_folder(folder)
 

@@ -2,7 +2,8 @@
 
 SQLite drops the damaged tail of a log without a word, and a database that is an older copy looks whole. So its owner
 notes after each commit what was committed, in memory that is mapped to this file: that costs no system call, and outlives
-the process however it ends. It is not synced: after a power cut the mark may be behind the database, never ahead.
+the process however it ends. Only its making is synced: after a power cut the mark may be behind the database, never ahead
+and never without its checksum.
 """
 
 import contextlib
@@ -61,8 +62,7 @@ class Mark:
         """
         if self._memory is None:
             self._memory = self._map()
-        numbers = _NUMBERS.pack(first, second, third)
-        self._memory[:_SIZE] = _HEAD.pack(_MAGIC, crc32(numbers)) + numbers
+        self._memory[:_SIZE] = _encode(first, second, third)
 
     def close(self) -> None:
         """Again: nothing happens."""
@@ -76,7 +76,9 @@ class Mark:
             with contextlib.closing(os.fdopen(descriptor, "r+b", buffering=0)) as file:
                 if os.fstat(descriptor).st_size < mmap.PAGESIZE:
                     # Written and not only sized: where the disk has no room, this says so and no memory fault.
-                    os.pwrite(descriptor, bytes(mmap.PAGESIZE), 0)
+                    # Synced, because a power cut would leave an empty file, which is a damaged one.
+                    os.pwrite(descriptor, _encode(0, 0, 0).ljust(mmap.PAGESIZE, b"\0"), 0)
+                    os.fsync(descriptor)
                 return mmap.mmap(file.fileno(), mmap.PAGESIZE)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -87,3 +89,8 @@ class Mark:
                 f"{self._path} cannot be made ({error.strerror}); check that its folder can be written, or name another "
                 "folder with --data"
             ) from error
+
+
+def _encode(*numbers: int) -> bytes:
+    packed = _NUMBERS.pack(*numbers)
+    return _HEAD.pack(_MAGIC, crc32(packed)) + packed

@@ -1,6 +1,7 @@
 """Who owns a data folder."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from sojourn.actors.errors import FolderInUse, UnusableFolder
 from sojourn.runtime.stores.lock import FolderLock, owner_pid
-from tests.support.stores import ROOT
+from tests.support.stores import ROOT, traced
 
 HOLD = """
 import sys, pathlib
@@ -18,6 +19,18 @@ lock = FolderLock.acquire(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
 """
+
+
+def test_a_new_folders_files_hold_what_they_say_before_anything_relies_on_them(tmp_path: Path) -> None:
+    """A file that is renamed or mapped and was not synced before is there after a power cut and is empty."""
+    _, calls = traced(["-e", "trace=fsync,rename"], "own", tmp_path)
+    steps = [re.findall(r"^\w+|ROOT[-./\w]*", call.replace(str(tmp_path), "ROOT")) for call in calls]
+    assert steps[:3] == [
+        ["fsync", "ROOT/.tmp-format"],
+        ["rename", "ROOT/.tmp-format", "ROOT/format"],
+        ["fsync", "ROOT"],
+    ]
+    assert ["fsync", "ROOT/journal.db-mark"] in steps
 
 
 def test_a_folder_is_made_with_its_parents_for_its_owner_alone(tmp_path: Path) -> None:

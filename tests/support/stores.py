@@ -21,6 +21,7 @@ from sojourn.actors.errors import StorageFull, StoreUnavailable
 from sojourn.actors.ports import CatalogQuery, Record
 from sojourn.runtime.stores.catalog_sqlite import SqliteCatalog
 from sojourn.runtime.stores.journal_sqlite import SqliteJournal
+from sojourn.runtime.stores.lock import FolderLock
 from sojourn.runtime.stores.objects_folder import FolderObjects
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -219,6 +220,14 @@ async def put_object(folder: Path) -> None:
     say(None)
 
 
+async def own(folder: Path) -> None:
+    """Takes a new folder, and makes its journal."""
+    lock = FolderLock.acquire(folder)
+    await (await SqliteJournal.open(folder / "journal.db")).close()
+    lock.release()
+    say(None)
+
+
 async def full_objects(folder: Path) -> None:
     """Puts what there is room for, and what there is none for."""
     objects = FolderObjects(folder)
@@ -234,7 +243,18 @@ async def full_objects(folder: Path) -> None:
 
 PROGRAMS: dict[str, Callable[[Path], Coroutine[Any, Any, None]]] = {
     program.__name__: program
-    for program in (append, churn, leave, heads, full, full_release, failing_sync, put_object, full_objects)
+    for program in (
+        append,
+        churn,
+        leave,
+        heads,
+        full,
+        full_release,
+        failing_sync,
+        put_object,
+        own,
+        full_objects,
+    )
 }
 
 if __name__ == "__main__":
