@@ -261,6 +261,8 @@ async def test_a_session_that_is_not_there_is_told_with_what_is_known_of_it(
         (["last", "--redis", "{}"], "is no whole session id"),
         ([SESSION, "--redis", "{}", "--data", "/tmp"], "--redis excludes --data and --server"),
         ([SESSION, "--redis", "{}", "--namespace", "a:b"], "--namespace: 'a:b' is no namespace"),
+        ([SESSION, "--namespace", "b"], "no mirror was named; name its server with --redis URL"),
+        ([SESSION, "--namespace", "b", "--data", "/tmp"], "or leave --namespace out"),
         ([SESSION, "--redis", "localhost:6379"], "this is no URL of a Redis"),
         ([SESSION, "--redis", "redis://127.0.0.1:1"], "is it running"),
         ([SESSION, "--redis", "{}", "secret"], "user or password"),

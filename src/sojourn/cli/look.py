@@ -73,17 +73,25 @@ class InMirror:
     Attributes:
         redis: the URL of a mirror's server: redis://HOST:6379/0, rediss:// or unix://. A live session is read there, from any
             machine; ID is its whole id.
-        namespace: that of the data folder's setting mirror_namespace.
+        namespace: that of the data folder's setting mirror_namespace; with --redis only. Default: sojourn.
     """
 
     redis: str | None = None
-    namespace: str = "sojourn"
+    namespace: str | None = None
 
-    def url_beside(self, where: Where) -> str | None:
-        """The URL, where one was given. Raises CallerError where the rest of the command line names another place."""
-        if self.redis is not None and (where.data is not None or where.server is not None):
+    def place_beside(self, where: Where) -> tuple[str, str] | None:
+        """URL and namespace, where a mirror was named. Raises CallerError where the rest of the command line names another
+        place, or nothing but a namespace was given."""
+        if self.redis is None:
+            if self.namespace is not None:
+                raise CallerError(
+                    f"--namespace {self.namespace} is that of a mirror, and no mirror was named; name its server with "
+                    "--redis URL, or leave --namespace out"
+                )
+            return None
+        if where.data is not None or where.server is not None:
             raise CallerError("--redis excludes --data and --server; give one of them")
-        return self.redis
+        return self.redis, "sojourn" if self.namespace is None else self.namespace
 
 
 NO_MIRROR = InMirror()
@@ -148,10 +156,10 @@ def show(
     """
 
     async def body(screen: Screen) -> int:
-        if (url := mirror.url_beside(where)) is not None:
+        if (in_mirror := mirror.place_beside(where)) is not None:
             from .look_mirror import read_session
 
-            record, state, place = await read_session(url, mirror.namespace, session)
+            record, state, place = await read_session(*in_mirror, session)
         else:
             async with where.open() as source:
                 session_id = await resolve(source, session)
@@ -188,11 +196,11 @@ def tail(
     """
 
     async def body(screen: Screen) -> int:
-        if (url := mirror.url_beside(where)) is not None:
+        if (in_mirror := mirror.place_beside(where)) is not None:
             from .look_mirror import tail_session
 
             return await tail_session(
-                screen, url, mirror.namespace, session, lines=lines, follow=follow, forever=forever, json=json
+                screen, *in_mirror, session, lines=lines, follow=follow, forever=forever, json=json
             )
         async with where.open() as source:
             session_id = await resolve(source, session)
