@@ -1,12 +1,13 @@
 """Ends sessions that nobody was heard of for too long.
 
 Signs of life are not stored. So the last one of a session is the latest of three: what it was told in this process, its last
-event, and the start of this process: a reporter that found no server for a day is not taken to be gone.
+event, and the start of this process: a reporter that found no server for a day is not taken to be gone. A timer that fires is
+an event and no sign of life, so the last event of a session with timers says nothing: what it was told in this process does.
 """
 
 import random
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import anyio
 import anyio.lowlevel
@@ -23,6 +24,8 @@ log = structlog.get_logger("sojourn.abandoning")
 LOOK_EVERY_S = 300.0
 _ALL = 1 << 62
 _IN_A_ROW = 500  # others go on in between
+_PAGE_ROWS = 500
+_FAR = datetime.max.replace(tzinfo=UTC)
 _ENDED = frozenset(status.value for status in ENDED)
 
 
@@ -101,22 +104,33 @@ class Abandoner:
         before = self._clock.now() - timedelta(seconds=self._after_s)
         found = await self._catalog.in_tier(ACTIVE, updated_before=before, limit=_ALL)
         silent = []
-        for number, session_id in enumerate(found, 1):
+        for number, session_id in enumerate(dict.fromkeys(found + await self._with_timers()), 1):
             if self._silent_s(session_id) >= self._after_s and not self._is_set_aside(session_id):
                 silent.append(session_id)
             if number % _IN_A_ROW == 0:
                 await anyio.lowlevel.checkpoint()
         return silent
 
+    async def _with_timers(self) -> list[str]:
+        """Sessions whose last event may be a timer's."""
+        found: list[str] = []
+        after = None
+        while True:
+            page = await self._catalog.due(before=_FAR, after=after, limit=_PAGE_ROWS)
+            found += [session_id for _, session_id in page]
+            if len(page) < _PAGE_ROWS:
+                return found
+            after = page[-1]
+
     async def _is_due(self, session_id: str) -> bool:
         row = await self._catalog.get(session_id)
-        return (
-            row is not None
-            and row.status not in _ENDED
-            # A row that lags says nothing, and one that is ahead is that of a session that has lost its end.
-            and row.seq == self._journal.heads().get(session_id)
-            and self._silent_s(session_id) >= self._after_s
-        )
+        if row is None or row.status in _ENDED:
+            return False
+        head = self._journal.heads().get(session_id, 0)
+        # A row that lags says nothing, unless a timer that fires may be all that came since; what else there was is a sign of
+        # life in this process. One that is ahead is that of a session that has lost its end.
+        level = row.seq == head or (row.next_due_at is not None and row.seq < head)
+        return level and self._silent_s(session_id) >= self._after_s
 
     async def _end(self, session_id: str, failing: dict[str, str]) -> None:
         message = GiveUp(self._journal.heads()[session_id], reason_for(self._after_s))

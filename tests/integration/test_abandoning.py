@@ -168,3 +168,24 @@ async def test_a_session_that_was_set_aside_stays_as_it_is(stores: Stores, clock
         clock.pass_time(DAY_S + 1)
         await look(runtime)
         assert (await runtime.record(session_id))["status"] == "abandoned"
+
+
+async def test_a_timer_that_fires_again_and_again_is_no_sign_of_life(
+    stores: Stores, clock: TestClock
+) -> None:
+    async with over(stores, clock) as runtime:
+        silent, reporting = [await owner.create(runtime) for _ in range(2)]
+        for session_id in (silent, reporting):
+            await owner.ask(runtime, session_id, type="timer.set", key="tick", after_s=3600, every_s=3600)
+        for hour in range(1, 25):
+            clock.pass_time(3600)
+            for session_id in (silent, reporting):
+                await runtime._tick(session_id)
+            if hour == 12:
+                await owner.ask(runtime, reporting, type="log.append", stream="stdout", text="x")
+            await look(runtime)
+        records = [await runtime.record(session_id) for session_id in (silent, reporting)]
+        assert [record["status"] for record in records] == ["abandoned", "running"]
+        assert records[0]["reason"] == "no sign of life for 24 h"
+        fired = [line.type async for line in runtime.events(silent)].count("timer.fired")
+        assert fired == 24
