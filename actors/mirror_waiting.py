@@ -145,10 +145,11 @@ class MirrorWaiting:
             session.head = first_seq + record.count - 1
             if session.whole:
                 continue
-            if session.waits:
+            if session.events:
                 session.events += payload.splitlines()
                 session.documents.update(documents)
             else:
+                # Or a probe waits, that was made between the record's commit and this, and so says what follows the record.
                 session.waits = True
                 session.first_seq = first_seq
                 session.events = payload.splitlines()

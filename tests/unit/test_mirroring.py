@@ -189,6 +189,21 @@ async def test_mirrored_of_what_was_mirrored_long_ago_is_asked_again(autojump_cl
         assert (await setup.mirror.head("a")) == MirrorHead(epoch=1, seq=1)
 
 
+async def test_who_asks_between_a_commit_and_its_offer_changes_no_number_of_it(
+    autojump_clock: MockClock,
+) -> None:
+    async with running() as setup:
+        setup.commit("a", 2)
+        await setup.level()
+        record = setup.sessions.commit("a")
+        waiting = setup.writer.reached("a", 3, parking()(), 10.0)
+        setup.writer.offer([record])
+        await waiting
+        assert (await setup.mirror.events("a"))[-1] == (3, line(3)[:-1])
+        await setup.level()
+        assert setup.writer.statistics().rewritten == 0
+
+
 async def test_a_batch_whose_answer_was_lost_is_sent_again_and_changes_nothing(
     autojump_clock: MockClock,
 ) -> None:
