@@ -22,7 +22,7 @@ RECENT = TIERS[1]
 
 def conserved(world: "World", runtime: Runtime) -> None:
     """I18: every message that was accepted is somewhere. And only what was planted crashes (a store's error never does)."""
-    kernel = runtime.statistics().kernel
+    kernel = runtime._kernel.statistics()
     ended = kernel.replied + kernel.rejected + kernel.expired + kernel.dead_lettered + kernel.quarantined
     somewhere = ended + kernel.queued + kernel.awaiting_commit
     world.oracle.must(
@@ -31,7 +31,7 @@ def conserved(world: "World", runtime: Runtime) -> None:
     world.oracle.must(
         kernel.crashes == world.fired, "I15", f"{kernel.crashes} crashes, {world.fired} of them planted"
     )
-    for child in runtime.statistics().children:
+    for child in runtime._tree.statistics():
         world.oracle.must(
             child.restarts == 0 and child.last_error is None, "I15", f"{child.child_id}: {child.last_error}"
         )
@@ -52,7 +52,7 @@ def bounded(world: "World", runtime: Runtime) -> None:
 def at_rest(world: "World", runtime: Runtime) -> None:
     """I23: a runtime that was left holds nothing."""
     conserved(world, runtime)
-    waiting = runtime.statistics().kernel.deadlines
+    waiting = runtime._kernel.statistics().deadlines
     world.oracle.must(waiting == 0, "I23", f"{waiting} deadlines are left at rest")
 
 
@@ -69,11 +69,11 @@ async def everything_moves(world: "World", within_s: float) -> None:
     with anyio.move_on_after(within_s) as patience:
         while True:
             runtime = await world.running()
-            refusing = runtime.statistics().commit.refusing
-            if refusing is None and set(runtime.readiness().values()) == {"ok"}:
+            if runtime._writer.refusing is None and set(runtime.readiness().values()) == {"ok"}:
                 break
             await anyio.sleep(0.5)
     world.oracle.must(not patience.cancelled_caught, "I24", "the runtime is not ready again after the faults")
+    await everything_is_counted(world)
     if any(plan.bombs for plan in world.plans):
         return  # some may be set aside, and are listed as they were
     late: list[str] = []
@@ -83,6 +83,20 @@ async def everything_moves(world: "World", within_s: float) -> None:
         ]:
             await anyio.sleep(1.0)
     world.oracle.must(not late, "I11", f"the catalog stays behind with {late}")
+
+
+async def everything_is_counted(world: "World") -> None:
+    """I18: what the journal took from this process was published, and nothing else was."""
+    taken = published = 0
+    with anyio.move_on_after(IN_A_MOMENT_S):
+        while True:
+            runtime = await world.running()
+            assert world.mount is not None
+            taken, published = world.mount.events, runtime._writer.statistics().events
+            if taken == published:
+                return
+            await anyio.sleep(1.0)
+    world.oracle.must(False, "I18", f"the journal took {taken} events, {published} were published")
 
 
 def listed_seq(world: "World", session_id: str) -> int:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.lowlevel import checkpoint
-from attrs import define, field
 
 from sojourn.actors.errors import (
     CallerError,
@@ -32,7 +31,6 @@ from sojourn.actors.session.commands import (
     Cancel,
     Command,
     Complete,
-    Create,
     Fail,
     Pause,
     RecordResult,
@@ -42,12 +40,11 @@ from sojourn.actors.session.commands import (
     Seal,
     Start,
 )
-from sojourn.actors.session.ids import session_id_for
 from sojourn.actors.session.model import Ack, CaseOutcome, Outcome
 
 from . import checks
 from .disk import Killed
-from .oracle import Cause
+from .plans import NOTHING, UNKNOWN, Plan, Sent, fuse
 
 if TYPE_CHECKING:
     from sojourn.runtime.runtime import Runtime
@@ -56,67 +53,6 @@ if TYPE_CHECKING:
 
 TRIES_MAX = 200
 CLIENT_S_MAX = 3_000.0  # a caller that was not answered by then never will be
-UNKNOWN = "unknown"  # what became of it; sending it again is safe where it has an id
-NOTHING = "nothing"  # was done; it may be sent again
-
-
-@define(eq=False)
-class Sent:
-    """A command as its sender knows it. `told` is the last answer: a Done, an error, `UNKNOWN` or `NOTHING`.
-
-    `early`: it was answered Done before it was durable, when so many things had gone wrong that may undo it.
-    """
-
-    session_id: str
-    command: Command
-    told: Any = UNKNOWN
-    durable: bool = False
-    early: int | None = None
-    doubtful: bool = False  # one of its sendings had an outcome that is unknown
-
-    @property
-    def cause(self) -> Cause | None:
-        command = self.command
-        if command.source is not None:
-            return ("source", command.source, command.n)
-        return ("id", command.command_id, 0) if command.command_id is not None else None
-
-
-@define(eq=False)
-class Plan:
-    """A session that is to be. `facts`: the title that was set last and confirmed."""
-
-    create: Command
-    session_id: str
-    exists: bool = False
-    ended: bool = False
-    sealed: bool = False
-    title: str | None = None
-    title_doubtful: bool = False
-    bombs: list[float] = field(factory=list)
-
-
-class Fuse(str):
-    """A command's type on which the code fails so many times: hashing it is part of the turn, and it is stored nowhere."""
-
-    blow: Callable[[], None]
-    left: int
-
-    def __hash__(self) -> int:
-        if self.left > 0:
-            self.left -= 1
-            self.blow()
-            raise RuntimeError("a bug of ours, planted")
-        return str.__hash__(self)
-
-    def __eq__(self, other: object) -> bool:
-        return str.__eq__(self, other)
-
-
-def fuse(kind: str, left: int, blow: Callable[[], None]) -> Fuse:
-    made = Fuse(kind)
-    made.left, made.blow = left, blow
-    return made
 
 
 class Client:
@@ -141,7 +77,7 @@ class Client:
             (self._by_source, 30),
             (self._by_id, 14),
             (self._bare, 6),
-            (self._batch, 8),
+            (self._batch, 10),
             (self._burst, 3),
             (self._read, 10),
             (self._list, 2),
@@ -241,7 +177,7 @@ class Client:
     async def _batch(self, plan: Plan) -> None:
         """Lines by source in one envelope; what is refused or left out is sent one by one later."""
         source = self._sources.setdefault(plan.session_id, [])
-        lines = [self._line(plan) for _ in range(self._rng.choice([2, 5, 20]))]
+        lines = [self._line(plan) for _ in range(self._rng.choice([2, 8, 40]))]
         for n, line in enumerate(lines, len(source) + 1):
             line.source, line.n = self.name, n
         some = [self._send(plan, line) for line in lines]
@@ -349,10 +285,12 @@ class Client:
         self, sent: Sent, ask: Callable[["Runtime"], Awaitable[Any]], *, early: bool = False
     ) -> None:
         """Send it until it is known what became of it."""
-        for _ in range(TRIES_MAX):
+        tries = 0
+        while tries < TRIES_MAX:
             await self._try(sent, ask, early=early)
             if sent.told not in (UNKNOWN, NOTHING):
                 return
+            tries += self._world.disk.calm  # as long as stores misbehave it may take any number of them
             await anyio.sleep(self._rng.uniform(0.05, 1.0))
         self._world.oracle.must(
             False, "I24", f"{self.name}: {sent.command.type} of {sent.session_id} was never answered"
@@ -488,6 +426,7 @@ class Client:
     async def _history(self, plan: Plan) -> None:
         after = self._rng.randrange(self._world.oracle.of(plan.session_id).head + 1)
         head = self._world.oracle.of(plan.session_id).head
+        slow = self._rng.random() < 0.3  # it looks at each line, while the session may be moved
 
         async def read(runtime: "Runtime") -> int:
             at = after
@@ -497,6 +436,8 @@ class Client:
                 )
                 at = line.seq
                 self._world.oracle.shown(plan.session_id, line)
+                if slow and self._rng.random() < 0.1:
+                    await anyio.sleep(self._rng.choice([0.1, 1.0, 5.0]))
             return at
 
         at = await self._call(read)
@@ -550,14 +491,3 @@ class Client:
             cpu_s=rng.random(), processes=1, read_bytes=0, rss_bytes=rng.randrange(1000), written_bytes=0
         )
         return Command("resource.sample", sample)
-
-
-def plans_of(rng: random.Random, count: int) -> list[Plan]:
-    """Sessions with ids that follow from their commands."""
-    plans = []
-    for number in range(count):
-        command = Command("session.create", Create(plan=rng.choice(["nightly", "smoke"]), title=f"t{number}"))
-        command.command_id = f"create-{number}"
-        command.digest = command_digest(command)
-        plans.append(Plan(command, session_id_for(command.command_id, "")))
-    return plans

@@ -6,32 +6,20 @@ process's operations are settled by `Disk.settle`: those that were written stay 
 may not, a write of several parts in part.
 """
 
-import copy
 import random
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import datetime
 from typing import Any, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.lowlevel import checkpoint
 from attrs import define, field
 
 from sojourn.actors.errors import ObjectExists, StaleEpoch, StorageFull, StoreError, StoreUnavailable
 from sojourn.actors.ports import (
-    CatalogQuery,
     CatalogRow,
-    JournalStatistics,
-    Mirror,
-    MirrorAnswer,
-    MirrorClaim,
-    MirrorHead,
-    MirrorUpdate,
-    Record,
 )
-from sojourn.runtime.opening import Stores
 from sojourn.runtime.stores.memory import MemoryCatalog, MemoryJournal, MemoryMirror, MemoryObjects
 
 from .oracle import Oracle
@@ -58,7 +46,16 @@ PHASES = {
     "CatalogProjector.flush": "catalog",
 }
 # How much likelier a fault is in phases that are short and rare.
-WEIGHTS = {"seal": 10.0, "compaction": 2.0, "facts": 3.0, "archive": 2.0, "stream": 2.0, "start": 2.0}
+WEIGHTS = {
+    "seal": 10.0,
+    "ask": 3.0,
+    "compaction": 2.0,
+    "facts": 3.0,
+    "hand-off": 2.0,
+    "archive": 2.0,
+    "stream": 2.0,
+    "start": 2.0,
+}
 BEGUN, WRITTEN, CARRYING_OUT, ENDED = range(4)
 PAUSES_S = (0.01, 100.0)
 STEPS_S = (0.1, 20_000.0)
@@ -172,17 +169,12 @@ class Mount:
     death: str | None = None
     leave: anyio.Event = field(factory=anyio.Event)  # the process must end: it is dead, or told to
     operations: list[Operation] = field(factory=list)
+    events: int = 0  # that the journal took
+    writers: dict[str, int] = field(
+        factory=dict
+    )  # which task changes the objects of a session, by their folder
     _silent_until: dict[str, float] = field(factory=dict)
     _full_until: float = -1.0
-
-    def stores(self) -> Stores:
-        return Stores(
-            journal=SimJournal(self),
-            catalog=SimCatalog(self),
-            objects=SimObjects(self, self.disk.recent, "recent"),
-            archive=SimObjects(self, self.disk.archive, "archive"),
-            mirror=SimPlace(self) if self.disk.profile.mirror else None,  # type: ignore[arg-type]
-        )
 
     def die(self, death: str) -> None:
         """From here on no call comes through."""
@@ -207,6 +199,8 @@ class Mount:
         phase = phase_of_caller("mirror" if store == "mirror" else "ask")
         if self.death is None and (death := self._draw_death(phase)) is not None:
             self.die(death)
+        if self.leave.is_set() and self.death is None and self.disk.rng.random() < 0.3:
+            await anyio.sleep(log_uniform(self.disk.rng, *EPISODES_S))  # it may outlast an orderly end
         await self._before(store, f"{store}.{verb}", phase, False)
         result = await look()
         if self.death is not None:
@@ -317,7 +311,6 @@ class Mount:
             raise Killed
         disk, rng = self.disk, self.disk.rng
         if disk.calm:
-            await checkpoint()
             return
         if disk.draws("clock", phase):
             self.occurs("clock", phase)
@@ -357,292 +350,5 @@ class Mount:
 
     async def _delay(self) -> None:
         delay_s = self.disk.profile.delay_s
-        if delay_s and not self.disk.calm:
+        if delay_s and not self.disk.calm:  # else the store under it gives way, once
             await anyio.sleep(self.disk.rng.expovariate(1 / delay_s))
-        else:
-            await checkpoint()
-
-
-class SimJournal:
-    """See ports.Journal."""
-
-    def __init__(self, mount: Mount) -> None:
-        self._mount = mount
-        self._disk = mount.disk
-        self._inner = mount.disk.journal
-        self._lane = anyio.Lock()
-
-    @property
-    def epoch(self) -> int:
-        return self._inner.epoch
-
-    def heads(self) -> Mapping[str, int]:
-        return self._inner.heads()
-
-    def pending_bytes(self, session_id: str, after_seq: int) -> int:
-        return self._inner.pending_bytes(session_id, after_seq)
-
-    @property
-    def size_bytes(self) -> int:
-        return self._inner.size_bytes
-
-    def released(self, session_id: str) -> int:
-        return self._inner.released(session_id)
-
-    def oldest(self, size_bytes: int) -> dict[str, int]:
-        return self._inner.oldest(size_bytes)
-
-    async def append(self, records: Sequence[Record]) -> None:
-        records = list(records)
-
-        async def append() -> None:
-            await self._inner.append(records)
-            self._disk.oracle.appended(records, self._mount)
-
-        seals = any(b'"session.sealed"' in record.payload for record in records)
-        await self._mount.write("journal", "append", append, lane=self._lane, seals=seals)
-
-    async def read(
-        self, session_id: str, after_seq: int = 0, *, bytes_max: int | None = None
-    ) -> list[Record]:
-        async with self._lane:  # one thread owns it
-            return await self._mount.read(
-                "journal", "read", lambda: self._inner.read(session_id, after_seq, bytes_max=bytes_max)
-            )
-
-    async def marks(self) -> list[Record]:
-        async with self._lane:
-            return await self._mount.read("journal", "marks", self._inner.marks)
-
-    async def release(self, upto: Mapping[str, int]) -> None:
-        async def release(share: float = 1.0) -> None:
-            some = dict(list(upto.items())[: round(share * len(upto))])
-            for session_id, seq in some.items():
-                self._disk.oracle.releases(session_id, seq, self._inner.heads().get(session_id, 0))
-            await self._inner.release(some)
-            self._disk.oracle.copies_left(self._disk, some)
-
-        await self._mount.write("journal", "release", release, lane=self._lane, in_part=release)
-
-    async def forget(self, session_ids: Collection[str]) -> None:
-        async def forget(share: float = 1.0) -> None:
-            some = list(session_ids)[: round(share * len(session_ids))]
-            await self._inner.forget(some)
-            self._disk.oracle.copies_left(self._disk, some)
-
-        await self._mount.write("journal", "forget", forget, lane=self._lane, in_part=forget)
-
-    def statistics(self) -> JournalStatistics:
-        return self._inner.statistics()
-
-    async def close(self) -> None:
-        await self._inner.close()
-
-
-class SimCatalog:
-    """See ports.Catalog."""
-
-    def __init__(self, mount: Mount) -> None:
-        self._mount = mount
-        self._disk = mount.disk
-        self._inner = mount.disk.catalog
-        self._lane = anyio.Lock()
-
-    async def put(self, rows: Sequence[CatalogRow]) -> None:
-        async def put() -> None:
-            before = {row.session_id: self._inner._rows.get(row.session_id) for row in rows}
-            await self._inner.put(rows)
-            if any(row.tier != "active" for row in rows):
-                self._disk.unsynced.clear()
-            else:
-                self._disk.unsynced.append(before)
-            self._told(rows)
-
-        await self._mount.write("catalog", "put", put, lane=self._lane)
-
-    async def switch(self, row: CatalogRow, *, from_tier: str) -> bool:
-        async def switch() -> bool:
-            switched = await self._inner.switch(row, from_tier=from_tier)
-            self._disk.unsynced.clear()
-            if switched:
-                self._told([row])
-            return switched
-
-        return await self._mount.write("catalog", "switch", switch, lane=self._lane)
-
-    def _told(self, rows: Sequence[CatalogRow]) -> None:
-        for row in rows:
-            stands = self._inner._rows.get(row.session_id)
-            if stands is not None:
-                self._disk.oracle.listed(stands, self._disk)
-
-    async def in_tier(self, tier: str, *, updated_before: datetime, limit: int) -> list[str]:
-        return await self._mount.read(
-            "catalog",
-            "in_tier",
-            lambda: self._inner.in_tier(tier, updated_before=updated_before, limit=limit),
-        )
-
-    async def due(
-        self, *, before: datetime, after: tuple[datetime, str] | None, limit: int
-    ) -> list[tuple[datetime, str]]:
-        return await self._mount.read(
-            "catalog", "due", lambda: self._inner.due(before=before, after=after, limit=limit)
-        )
-
-    async def get(self, session_id: str) -> CatalogRow | None:
-        return await self._mount.read("catalog", "get", lambda: self._inner.get(session_id))
-
-    async def page(self, query: CatalogQuery) -> list[CatalogRow]:
-        return await self._mount.read("catalog", "page", lambda: self._inner.page(query))
-
-    async def heads(self) -> dict[str, int]:
-        return await self._mount.read("catalog", "heads", self._inner.heads)
-
-    async def epoch(self) -> int:
-        return await self._mount.read("catalog", "epoch", self._inner.epoch)
-
-    async def close(self) -> None:
-        await self._inner.close()
-
-
-class SimObjects:
-    """See ports.Objects."""
-
-    def __init__(self, mount: Mount, inner: MemoryObjects, store: str) -> None:
-        self._mount = mount
-        self._disk = mount.disk
-        self._inner = inner
-        self._store = store
-
-    async def put(self, name: str, data: bytes, *, create_only: bool = False) -> None:
-        disk = self._disk
-
-        async def put() -> None:
-            if disk.draws("garbled", phase):
-                self._mount.occurs("garbled", phase)
-                garbled = data[: len(data) // 2]
-                await self._inner.put(name, garbled, create_only=create_only)
-                return
-            await self._inner.put(name, data, create_only=create_only)
-            disk.oracle.stored(self._store, name, data)
-
-        phase = phase_of_caller()
-        await self._mount.write(self._store, "put", put)
-
-    async def get(self, name: str) -> bytes:
-        return await self._mount.read(self._store, "get", lambda: self._inner.get(name))
-
-    async def list(self, prefix: str) -> AsyncIterator[str]:
-        async def names() -> list[str]:
-            return [name async for name in self._inner.list(prefix)]
-
-        for name in await self._mount.read(self._store, "list", names):
-            yield name
-
-    async def delete(self, name: str) -> None:
-        async def delete() -> None:
-            await self._inner.delete(name)
-            self._disk.oracle.deleted(self._disk, name)
-
-        await self._mount.write(self._store, "delete", delete)
-
-
-class SimMirror:
-    """See ports.Mirror. It may lose what it holds, all of it or the last of a session, as at a failover."""
-
-    description = "simulated"
-    is_local = False
-
-    def __init__(self, mount: Mount) -> None:
-        self._mount = mount
-        self._disk = mount.disk
-        self._inner = mount.disk.mirror
-        self._lane = anyio.Lock()
-
-    async def claim(self, owner: str, epoch: int) -> MirrorClaim:
-        return await self._mount.write(
-            "mirror", "claim", lambda: self._inner.claim(owner, epoch), lane=self._lane
-        )
-
-    async def epoch(self) -> int:
-        return await self._mount.read("mirror", "epoch", self._inner.epoch)
-
-    async def apply(self, batch: Sequence[MirrorUpdate]) -> list[MirrorAnswer]:
-        async def apply(share: float = 1.0) -> list[MirrorAnswer]:
-            self._may_lose()
-            some = batch[: round(share * len(batch))]
-            for update in some:
-                self._disk.oracle.mirrors(update)
-            answers = await self._inner.apply(some)
-            for update, answer in zip(some, answers, strict=True):
-                if answer in (MirrorAnswer.OK, MirrorAnswer.DUP):
-                    self._disk.oracle.mirrored(update)
-            return answers
-
-        return await self._mount.write("mirror", "apply", apply, lane=self._lane, in_part=apply)
-
-    def _may_lose(self) -> None:
-        disk, sessions = self._disk, self._inner._sessions
-        if sessions and disk.draws("lost"):
-            self._mount.occurs("lost", "mirror")
-            self._inner.lose(*([] if disk.rng.random() < 0.3 else [disk.rng.choice(sorted(sessions))]))
-        elif sessions and disk.draws("older"):
-            self._mount.occurs("older", "mirror")
-            session_id = disk.rng.choice(sorted(sessions))
-            if session_id in disk.older:
-                sessions[session_id] = copy.deepcopy(disk.older[session_id])
-        elif sessions and "older" in disk.profile.rates:
-            session_id = disk.rng.choice(sorted(sessions))
-            disk.older[session_id] = copy.deepcopy(sessions[session_id])
-
-    async def head(self, session_id: str) -> MirrorHead | None:
-        return await self._mount.read("mirror", "head", lambda: self._inner.head(session_id))
-
-    async def heads(self) -> dict[str, MirrorHead]:
-        return await self._mount.read("mirror", "heads", self._inner.heads)
-
-    async def documents(self, session_id: str) -> dict[str, bytes]:
-        return await self._mount.read("mirror", "documents", lambda: self._inner.documents(session_id))
-
-    async def events(self, session_id: str, after_seq: int = 0) -> list[tuple[int, bytes]]:
-        return await self._mount.read("mirror", "events", lambda: self._inner.events(session_id, after_seq))
-
-    async def trim(self, session_id: str, epoch: int, upto_seq: int) -> MirrorAnswer:
-        return await self._mount.write(
-            "mirror", "trim", lambda: self._inner.trim(session_id, epoch, upto_seq), lane=self._lane
-        )
-
-    async def remove(self, session_id: str, epoch: int, tier: str = "recent") -> MirrorAnswer:
-        return await self._mount.write(
-            "mirror", "remove", lambda: self._inner.remove(session_id, epoch, tier), lane=self._lane
-        )
-
-    async def close(self) -> None:
-        await self._inner.close()
-
-
-class SimPlace:
-    """See runtime.mirror_place.MirrorPlace: a server that outlives the process."""
-
-    private = False
-    owner = "here"
-
-    def __init__(self, mount: Mount) -> None:
-        self._mirror = SimMirror(mount)
-
-    async def connect(self) -> Mirror:
-        return self._mirror
-
-    async def epoch(self, known: int) -> int:
-        try:
-            return await self._mirror.epoch()
-        except StoreError:  # as the real one: the data folder knows its own
-            return 0
-
-    async def watch(self, started: Callable[[], None]) -> None:
-        started()
-        await anyio.sleep_forever()
-
-    async def close(self) -> None:
-        """It stays."""

@@ -53,6 +53,9 @@ class Truth:
     texts: dict[str, int] = field(factory=dict)
     tier: str = TIERS[0]
     mirrored_seq: int = 0
+    rested: set[int] = field(
+        factory=set
+    )  # seqs of snapshots that were its last event's when they were written
     states: list[SessionState] = field(factory=list)
     sound: dict[tuple[str, bytes], tuple[int, int] | None] = field(factory=dict)
 
@@ -146,9 +149,28 @@ class Oracle:
                 )
                 truth.texts[event.data.text] = event.seq
 
-    def releases(self, session_id: str, seq: int, head: int) -> None:
+    def releases(self, disk: "Disk", session_id: str, seq: int) -> None:
         """The journal is told to let these events go."""
+        head = disk.journal.heads().get(session_id, 0)
         self.must(seq <= head, "I9", f"{session_id} is released up to {seq}, beyond its head {head}")
+        if seq <= disk.journal.released(session_id):
+            return
+        snapshots = sorted(snapshot_seq(name) or 0 for name in objects_of(disk.recent, session_id))
+        *_, older, newest = [0, 0, *snapshots]
+        # One that has moved on since compaction looked at it is not at its newest snapshot any more.
+        floor = newest if newest in self.of(session_id).rested else older
+        self.must(
+            seq <= floor,
+            "I20",
+            f"{session_id} is released up to {seq} of {head}, and has snapshots of {older} and {newest}: a newest one that "
+            "turns out damaged would cost what the journal does not hold",
+        )
+
+    def writes(self, name: str) -> None:
+        """An object is being written, well or not."""
+        truth = self.of(name.split("/")[2])
+        if snapshot_seq(name) == truth.head:
+            truth.rested.add(truth.head)
 
     def stored(self, store: str, name: str, data: bytes) -> None:
         """An object stands there."""

@@ -91,7 +91,7 @@ def draw(seed: int) -> Profile:
         rates=rates,
         delay_s=rng.choice([0.0, 0.0005, 0.003, 0.02]),
         think_s=rng.choice([0.0, 0.01, 0.1, 0.5]),
-        commands=int(log_uniform(rng, 60, 600)),
+        commands=int(log_uniform(rng, 120, 1_000)),
         clients=rng.choice([1, 2, 4, 6]),
         sessions=sessions,
         mirror=rng.random() < 0.5,
@@ -105,7 +105,7 @@ def _settings(rng: random.Random) -> Settings:
         data_dir=Path("/nowhere"),  # the stores are given, and nothing else looks at it
         recent_days=rng.choice([0.0, 5 / 86_400, 60 / 86_400]),
         seal_after_s=rng.choice([0.0, 0.5, 5.0]),
-        journal_bytes_max=rng.choice([4_000, 12_000, 40_000, 1 << 20]),
+        journal_bytes_max=rng.choice([6_000, 20_000, 60_000, 1 << 20]),
         moves_at_once_max=rng.choice([1, 2, 4]),
         passivate_after_s=rng.choice([1.0, 5.0, 60.0]),
         snapshot_interval_s=rng.choice([0.2, 1.0, 5.0]),

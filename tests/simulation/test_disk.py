@@ -14,9 +14,10 @@ from ..contract.test_catalog import CatalogContract, row
 from ..contract.test_journal import JournalContract
 from ..contract.test_mirror import MirrorContract
 from ..contract.test_objects import ObjectsContract
-from .disk import WRITTEN, Disk, Killed, Mount, SimCatalog, SimJournal, SimMirror, SimObjects
+from .disk import WRITTEN, Disk, Killed, Mount
 from .oracle import Oracle
 from .profile import draw
+from .stores import SimCatalog, SimJournal, SimMirror, SimObjects
 from .trace import Trace
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +31,12 @@ class Unjudging(Oracle):
 
     def _appended(self, record: Record) -> None:
         """Nor read."""
+
+    def releases(self, disk: Disk, session_id: str, seq: int) -> None:
+        """Nor compared."""
+
+    def writes(self, name: str) -> None:
+        """Nor noted."""
 
     def stored(self, store: str, name: str, data: bytes) -> None:
         """Nor read."""

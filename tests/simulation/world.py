@@ -5,14 +5,12 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
 import structlog
 import trio
 import trio._core._run as scheduling
-import trio.testing
 from anyio import to_thread
 from attrs import define, field, frozen
 
@@ -27,20 +25,21 @@ from sojourn.actors.errors import (
 from sojourn.runtime.runtime import Runtime
 
 from . import checks
-from .clients import Client, Plan, Sent, plans_of
+from .clients import Client
 from .disk import Disk, Killed, Mount
 from .oracle import Oracle, Violation
+from .plans import Plan, Sent, plans_of
 from .profile import Profile, draw, rng_of
+from .stores import stores_of
+from .timing import JumpingClock, SimClock
 from .trace import Trace
 
-START_AT = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 FAULTY_S_MAX = 2_000.0  # of virtual time; then the faults stop, whatever the clients still have to do
 CALM_S_MAX = (
     2_000.0  # by then everything has moved again (I24): the longest pause of a move that failed is 360 s
 )
 STEPS_MAX = 100_000  # of tasks at one moment: more, and something turns without getting anywhere
 CPU_S_MAX = 30  # the same within one step
-CLOCK_S_MAX = 40_000.0  # as far as the wall clock is off: a command id is known for a day of it
 
 
 @frozen(kw_only=True)
@@ -56,45 +55,19 @@ class Outcome:
     virtual_s: float
 
 
-@define(eq=False)
-class SimClock:
-    """See ports.Clock. `step_s` is by how much the wall clock was set, `reading_s` what a reading of `monotonic` takes."""
-
-    mock: trio.testing.MockClock
-    reading_s: float = 0.0
-    step_s: float = 0.0
-    furthest_s: float = 0.0
-
-    def now(self) -> datetime:
-        return START_AT + timedelta(seconds=self.mock.current_time() + self.step_s)
-
-    def monotonic(self) -> float:
-        if self.reading_s:
-            self.mock.jump(self.reading_s)
-        return self.mock.current_time()
-
-    def set(self, by_s: float) -> None:
-        self.step_s = max(-CLOCK_S_MAX, min(CLOCK_S_MAX, self.step_s + by_s))
-        self.furthest_s = max(self.furthest_s, self.step_s)
-
-    def set_right(self) -> None:
-        """Events do not lie in its future any more."""
-        self.step_s = self.furthest_s
-
-
 class Steps(trio.abc.Instrument):
     """Counts how often tasks run while no time passes."""
 
-    def __init__(self, oracle: Oracle, mock: trio.testing.MockClock) -> None:
+    def __init__(self, oracle: Oracle, virtual: JumpingClock) -> None:
         self._oracle = oracle
-        self._mock = mock
+        self._virtual = virtual
         self._at = 0.0
         self._count = 0
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self._count += 1
         if self._count > STEPS_MAX:
-            now = self._mock.current_time()
+            now = self._virtual.current_time()
             self._oracle.must(now > self._at, "I24", f"{task.name} and others turn without getting anywhere")
             self._at, self._count = now, 0
 
@@ -104,7 +77,7 @@ class World:
     """Everything that a seed consists of."""
 
     profile: Profile
-    mock: trio.testing.MockClock
+    virtual: JumpingClock
     trace: Trace
     oracle: Oracle = field(init=False)
     disk: Disk = field(init=False)
@@ -126,7 +99,7 @@ class World:
         profile = self.profile
         self.oracle = Oracle(limits=profile.settings.limits, failed=anyio.Event())
         self.disk = Disk(profile, self.oracle, self.trace)
-        self.clock = SimClock(self.mock, reading_s=profile.rate("slow"))
+        self.clock = SimClock(self.virtual, reading_s=profile.rate("slow"))
         rng = rng_of(profile.seed, "workload")
         self.plans = plans_of(rng, profile.sessions)
         budget = max(1, profile.commands // profile.clients)
@@ -146,7 +119,7 @@ class World:
     @property
     def undone(self) -> int:
         """How much went wrong so far that may undo what was answered before it was durable."""
-        refused = self.runtime.statistics().commit.refused if self.runtime is not None else 0
+        refused = self.runtime._writer.statistics().refused if self.runtime is not None else 0
         return self.disk.store_faults + self.disk.deaths + self._all_fired + self.refused + refused
 
     def crashed(self) -> None:
@@ -189,7 +162,7 @@ class World:
     async def run(self) -> None:
         """Until everything is checked. Raises Violation."""
         assert self.oracle.failed is not None
-        trio.lowlevel.add_instrument(Steps(self.oracle, self.mock))
+        trio.lowlevel.add_instrument(Steps(self.oracle, self.virtual))
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._fail_when_violated)
             tasks.start_soon(self._look)
@@ -270,12 +243,12 @@ class World:
             self._down.set()
 
     async def _process(self, machine: Any) -> None:
-        mount = self.mount = Mount(self.disk, machine, self.mock.jump, self.clock.set)
+        mount = self.mount = Mount(self.disk, machine, self.virtual.jump, self.clock.set)
         self.fired = 0
         runtime: Runtime | None = None
         self.trace.note("start")
         try:
-            async with Runtime.over(self.profile.settings, mount.stores(), self.clock) as runtime:
+            async with Runtime.over(self.profile.settings, stores_of(mount), self.clock) as runtime:
                 self.last = runtime
                 self.starts += 1
                 self.runtime = runtime
@@ -291,7 +264,7 @@ class World:
         if runtime is not None and mount.death is None:
             checks.at_rest(self, runtime)
         if runtime is not None:
-            self.refused += runtime.statistics().commit.refused
+            self.refused += runtime._writer.statistics().refused
         self.trace.note("end", mount.death)
         while (
             mount.death is None and mount.operations
@@ -369,14 +342,14 @@ def run_seed(seed: int, *, show: bool = False) -> Outcome:
     violation: Violation | None = None
     virtual_s = 0.0
 
-    async def main(mock: trio.testing.MockClock) -> None:
+    async def main(virtual: JumpingClock) -> None:
         nonlocal virtual_s
-        world = World(profile, mock, trace)
+        world = World(profile, virtual, trace)
         worlds.append(world)
         try:
             await world.run()
         finally:
-            virtual_s = mock.current_time()
+            virtual_s = virtual.current_time()
 
     def too_long(*_: Any) -> None:
         raise Violation("I24", f"the seed took over {CPU_S_MAX} s of a processor")
@@ -385,8 +358,8 @@ def run_seed(seed: int, *, show: bool = False) -> Outcome:
     signal.setitimer(signal.ITIMER_PROF, CPU_S_MAX)
     try:
         with _deterministic(seed):
-            mock = trio.testing.MockClock(autojump_threshold=0)
-            trio.run(main, mock, clock=mock)
+            virtual = JumpingClock()
+            trio.run(main, virtual, clock=virtual)
     except BaseExceptionGroup as group:
         found = group.subgroup(Violation)
         if found is None:
