@@ -71,6 +71,16 @@ class OwnerThread:
             raise NotOpen
         return await self._hop(function, args)
 
+    def begin(self, function: Callable[[], object]) -> None:
+        """As `run`, and nobody waits for it: what it raises ends up nowhere, so it must not raise.
+
+        Raises:
+            NotOpen: `close` was called before; nothing will be done.
+        """
+        if self._closed:
+            raise NotOpen
+        self._queue.put((function, (), _unheard))
+
     async def close(self, last: Callable[[], object] | None = None) -> None:
         """On return the queue is drained, `last` has run, and the thread has ended. Again: nothing happens.
 
@@ -125,6 +135,10 @@ def _settle(future: "asyncio.Future[Any]", result: Any, error: Exception | None)
         future.set_result(result)
     else:
         future.set_exception(error)
+
+
+def _unheard(result: Any, error: Exception | None) -> None:
+    """Of what was begun, nobody is told."""
 
 
 class _Last:

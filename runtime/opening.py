@@ -68,6 +68,7 @@ async def open_stores(settings: Settings) -> AsyncIterator[Stores]:
             journal = await SqliteJournal.open(folder / "journal.db", reserve=reserve)
             stack.push_async_callback(journal.close)
             objects = FolderObjects(folder)
+            stack.push_async_callback(objects.close)
             await objects.sweep("sessions")
             archive = await stack.enter_async_context(open_archive(settings.archive, folder))
             catalog = await open_catalog(folder, journal=journal, recent=objects, archive=archive)

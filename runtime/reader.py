@@ -46,12 +46,17 @@ class Reader:
     """
 
     def __init__(
-        self, data_dir: Path, journal: SqliteJournal, catalog: Catalog | None, archive: Objects
+        self,
+        data_dir: Path,
+        journal: SqliteJournal,
+        catalog: Catalog | None,
+        recent: Objects,
+        archive: Objects,
     ) -> None:
         self._data_dir = data_dir
         self._journal = journal
         self._catalog = catalog
-        shelves = Shelves(journal=journal, catalog=catalog, recent=FolderObjects(data_dir), archive=archive)
+        shelves = Shelves(journal=journal, catalog=catalog, recent=recent, archive=archive)
         event_log = EventLog(journal, shelves)
         self._behind: dict[str, int] = {}
         self._recovery = Recovery(
@@ -93,6 +98,7 @@ class Reader:
             catalog: Catalog | None = None
             # The catalog is a projection: where it is gone or damaged, journal and manifests tell the same, more slowly.
             recent = FolderObjects(data_dir)
+            stack.push_async_callback(recent.close)
             if catalog_path.exists():
                 try:
                     rederive = Rederiver(journal, recent, archived)
@@ -107,7 +113,7 @@ class Reader:
             if catalog is None:
                 catalog = MemoryCatalog()
                 await write_rows(catalog, journal=journal, recent=recent, archive=archived, with_active=False)
-            reader = cls(data_dir, journal, catalog, archived)
+            reader = cls(data_dir, journal, catalog, recent, archived)
             await reader._read_marks()
             yield reader
 

@@ -66,15 +66,20 @@ class Driver:
 
     async def _start(self, cell: Cell, context: ActorContext) -> None:
         kernel = self._kernel
-        try:
-            actor = await cell.spec.start(context)
-        except anyio.get_cancelled_exc_class():
-            kernel.start_cancelled(cell)
-            raise
-        except Exception as error:  # noqa: BLE001 - judged there: an answer, or a crash
-            kernel.start_failed(cell, error)
-        else:
-            kernel.started(cell, actor)
+        while True:
+            try:
+                actor = await cell.spec.start(context)
+            except anyio.get_cancelled_exc_class():
+                kernel.start_cancelled(cell)
+                raise
+            except Exception as error:  # noqa: BLE001 - judged there: an answer, or a crash
+                kernel.start_failed(cell, error)
+            else:
+                kernel.started(cell, actor)
+            if not kernel.starts:
+                return
+            # Whoever waited for this one's end: a task of its own would cost as much as reading a small session back.
+            cell, context = kernel.starts.pop(0)
 
     async def _work(self, job: Job) -> None:
         if job.ended:  # cancelled before it ran

@@ -54,7 +54,11 @@ async def open_archive(setting: str | None, data_dir: Path) -> AsyncIterator[Obj
     if isinstance(place, Path):
         if setting is not None:
             _check_folder(place)
-        yield FolderObjects(place)
+        folder = FolderObjects(place)
+        try:
+            yield folder
+        finally:
+            await folder.close()
         return
     # Importing the driver takes half a second, which only those pay who use it.
     from .objects_s3 import S3Objects
@@ -83,7 +87,11 @@ async def archive_to_read(setting: str | None, data_dir: Path) -> AsyncIterator[
     is first asked of it. Raises UnusableArchive for a setting that cannot be read."""
     place = read_setting(setting, data_dir)
     if isinstance(place, Path):
-        yield FolderObjects(place)
+        folder = FolderObjects(place)
+        try:
+            yield folder
+        finally:
+            await folder.close()
         return
     async with AsyncExitStack() as stack:
         yield _LateBucket(place, stack)

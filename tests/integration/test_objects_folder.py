@@ -3,12 +3,13 @@
 import errno
 import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
 
 from sojourn.actors.errors import StorageFull, StoreUnavailable
-from sojourn.runtime.stores.objects_folder import FolderObjects
+from sojourn.runtime.stores.objects_folder import SMALL_BYTES_MAX, SMALL_FILES_MAX, FolderObjects
 from tests.support import stores
 
 pytestmark = pytest.mark.anyio
@@ -91,3 +92,39 @@ def test_a_file_is_synced_before_it_has_its_name_and_each_folder_after_it_change
 def test_the_error_of_a_quota_is_a_full_store() -> None:
     error = FolderObjects(Path("x"))._translated(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)))
     assert isinstance(error, StorageFull)
+
+
+@pytest.mark.parametrize("size", [SMALL_BYTES_MAX - 1, SMALL_BYTES_MAX, SMALL_BYTES_MAX + 1])
+async def test_an_object_is_read_whole_however_it_is_read(tmp_path: Path, size: int) -> None:
+    objects = FolderObjects(tmp_path)
+    await objects.put("a/b", b"x" * size)
+    assert await objects.get("a/b") == b"x" * size
+    await objects.close()
+
+
+async def test_a_long_folder_is_listed_whole(tmp_path: Path) -> None:
+    objects = FolderObjects(tmp_path)
+    expected = [f"{n:05}" for n in range(SMALL_FILES_MAX + 1)]
+    for name in expected:
+        (tmp_path / name).touch()
+    assert await names(objects) == expected
+    await objects.close()
+
+
+async def test_a_closed_store_has_no_thread_and_reads_on(tmp_path: Path) -> None:
+    objects = FolderObjects(tmp_path)
+    await objects.put("a/b", b"x")
+    for _ in range(2):
+        before = set(threading.enumerate())
+        assert await objects.get("a/b") == b"x"
+        (reader,) = [thread for thread in set(threading.enumerate()) - before if "objects" in thread.name]
+        await objects.close()
+        assert not reader.is_alive()
+
+
+async def test_a_file_that_may_not_be_read_is_unavailable_and_not_missing(tmp_path: Path) -> None:
+    objects = FolderObjects(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(StoreUnavailable, match="loop"):
+        await objects.get("loop")
+    await objects.close()

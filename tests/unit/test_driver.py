@@ -218,3 +218,21 @@ async def test_whoever_waits_when_the_kernel_stops_is_told() -> None:
     kernel.stop()
     with pytest.raises(Stopped):
         await reply
+
+
+async def test_a_storm_of_starts_takes_as_many_tasks_as_may_start_at_once() -> None:
+    tasks_of_starts: list[Any] = []
+
+    async def start(context: ActorContext) -> Actor:
+        tasks_of_starts.append(anyio.get_current_task().id)
+        await anyio.lowlevel.checkpoint()
+        return Echo(context)
+
+    kernel = Kernel(clock=time.monotonic, dynamic=ActorSpec(start=start), starts_max=3)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Driver(kernel).run, lambda: None)
+        asked = [kernel.ask(str(n), n, parking()()) for n in range(20)]
+        assert [await reply for reply in asked] == list(range(20))
+        tasks.cancel_scope.cancel()
+    assert len(tasks_of_starts) == 20
+    assert len(set(tasks_of_starts)) <= 3
