@@ -24,7 +24,8 @@ from ...actors.ports import Record, RecordKind
 from . import frames
 from .folders import sync_folder
 from .frames import Row
-from .journal_index import ROW_MAX, SEQ_MAX, JournalIndex, Place
+from .journal_index import ROW_MAX, SEQ_MAX, JournalIndex
+from .journal_reader import JournalReader, Stretch, not_read, places_of_stretch, read_places, unreadable
 from .journal_salvage import finish_salvage, salvage
 from .journal_schema import (
     APPLICATION_ID,
@@ -48,7 +49,6 @@ from .mark import Mark, read_mark
 from .reserve import Reserve
 from .sqlite_files import (
     BUSY_TIMEOUT_S,
-    UNREADABLE,
     lacks_shared_memory,
     primary_code,
     private_copy,
@@ -70,11 +70,6 @@ DELETE_WAL_BYTES_MAX = 4 * 1024 * 1024
 _INSERT = "INSERT INTO journal(row, data) SELECT ?1, ?2 WHERE (SELECT epoch FROM head) <= ?3"
 _DELETE = "DELETE FROM journal WHERE row IN (SELECT value FROM json_each(?1))"
 _DELETE_FORGOTTEN = "DELETE FROM released WHERE session_id IN (SELECT value FROM json_each(?1))"
-# Pieces of many rows as one blob, in the order asked for.
-_READ = """
-SELECT CAST(group_concat(substr(journal.data, piece.value ->> 1, piece.value ->> 2), '') AS BLOB)
-FROM (SELECT value FROM json_each(?1)) AS piece CROSS JOIN journal ON journal.row = piece.value ->> 0
-"""
 
 
 class JournalDatabase:
@@ -86,6 +81,7 @@ class JournalDatabase:
         self._owned = False  # an epoch was raised here: from then on the reserve may be made
         self.path = path
         self.read_only = read_only
+        self.reader = JournalReader(path, self.index)  # of an owner
         self._connection: sqlite3.Connection | None = None
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         self._live = True  # the writer's commits show through this connection
@@ -249,7 +245,7 @@ class JournalDatabase:
 
         rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema").fetchall()
         if version < 1 or stored_schema(rows) != schema_of(STEPS[:version]):
-            raise self._unreadable(f"its tables are not those of format {version}")
+            raise unreadable(self.path, f"its tables are not those of format {version}")
 
     def _upgrade(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -370,6 +366,7 @@ class JournalDatabase:
         """The connection, opened anew and indexed when an outcome is unknown."""
         if self._unknown:
             try:
+                self.reader.disconnect()
                 if self._connection is not None:
                     self._connection.close()
             except sqlite3.Error as error:
@@ -564,52 +561,31 @@ class JournalDatabase:
             f"the journal {self.path} failed ({error}); what exists is read again before the next use"
         )
 
-    def places(self, session_id: str, after_seq: int, bytes_max: int | None) -> list[Place]:
-        self._settled()
-        places = self.index.places(session_id, after_seq)
-        if bytes_max is not None:
-            payload_bytes = 0
-            for at, place in enumerate(places, 1):
-                payload_bytes += max(place.length - frames.CRC_BYTES, 0)
-                if payload_bytes >= bytes_max:
-                    places = places[:at]
-                    break
-        return places
-
-    def read(self, session_id: str, places: list[Place]) -> list[Record] | None:
-        """None where these events were released since the places were given out."""
+    def read(self, session_id: str, after_seq: int, bytes_max: int | None) -> Stretch | None:
+        """What `JournalReader.read` does, for a journal that is read only."""
         connection = self._settled()
-        if not self.index.holds(session_id, places[0]):
-            return None
+        places, more = places_of_stretch(self.index, session_id, after_seq, bytes_max)
+        if not places:
+            return Stretch([], False)
         try:
-            return self._read(connection, session_id, places)
-        except Damaged:
-            if self.read_only and self._live:  # the owner beside us may have deleted their rows
+            return Stretch(read_places(connection, self.path, session_id, places), more)
+        except Missing:
+            if self._live:  # the owner beside us may have deleted their rows
                 self.refresh()
                 if not self.index.holds(session_id, places[0]):
                     return None
             raise
-
-    def _read(self, connection: sqlite3.Connection, session_id: str, places: list[Place]) -> list[Record]:
-        pieces = json.dumps([(place.row, place.offset + 1, place.length) for place in places])
-        try:
-            data = connection.execute(_READ, (pieces,)).fetchone()[0] or b""
         except sqlite3.Error as error:
-            if primary_code(error) != sqlite3.SQLITE_CORRUPT:
-                raise self._translated(error) from error
-            if len(places) == 1:
-                raise self._damage(session_id, places[0]) from error
-            return [record for place in places for record in self._read(connection, session_id, [place])]
-        records: list[Record] = []
-        at = 0
-        for place in places:
-            payload = frames.payload_of(data[at : at + place.length], place.first_seq)
-            if payload is None:
-                raise self._damage(session_id, place)
-            count = place.last_seq - place.first_seq + 1
-            records.append(Record(session_id, place.first_seq, count, place.epoch, payload))
-            at += place.length
-        return records
+            raise self._translated(error) from error
+
+    @property
+    def unknown(self) -> bool:
+        """Whether what exists has to be read again before the next use."""
+        return self._unknown
+
+    def settle(self) -> None:
+        """Does so, where it has to be."""
+        self._settled()
 
     def refresh(self) -> None:
         if not self._live:
@@ -636,7 +612,8 @@ class JournalDatabase:
     def _write_back(self, connection: sqlite3.Connection) -> None:
         # A checkpoint that fails has lost nothing: the log keeps what is not written back, and the next one tries again.
         try:
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            with self.reader.kept_out():
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.Error as error:
             if primary_code(error) == sqlite3.SQLITE_FULL:
                 self._make_room(connection)
@@ -649,7 +626,7 @@ class JournalDatabase:
         if self._reserve is None:
             return
         self._reserve.give_up()
-        with contextlib.suppress(sqlite3.Error):
+        with contextlib.suppress(sqlite3.Error), self.reader.kept_out():
             # A reader beside us keeps the log from being cut off, and is not waited for.
             connection.execute("PRAGMA busy_timeout = 0")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -659,26 +636,10 @@ class JournalDatabase:
         if self._owned:
             self._reserve.take_back()
 
-    def _damage(self, session_id: str, place: Place) -> Missing:
-        return Missing(
-            session_id,
-            place.first_seq,
-            place.last_seq,
-            f"session {session_id}: events {place.first_seq} to {place.last_seq} in the journal {self.path} do not "
-            "carry their checksum; another copy may stand in the mirror, a snapshot or a segment",
-        )
-
     def _translated(self, error: sqlite3.Error) -> StoreError:
-        if primary_code(error) in UNREADABLE:
-            return self._unreadable(str(error))
-        self._unknown = True
-        return StoreUnavailable(f"the journal {self.path} cannot be read ({error})")
-
-    def _unreadable(self, why: str) -> Damaged:
-        return Damaged(
-            f"the journal {self.path} cannot be read ({why}); put it and its -wal file back from a copy. To go on without it, "
-            "move both aside: sessions are then served as far as snapshots and segments hold them, and say what they lack"
-        )
+        translated = not_read(self.path, error)
+        self._unknown = self._unknown or isinstance(translated, StoreUnavailable)
+        return translated
 
 
 def _connection(path: Path, mode: str) -> sqlite3.Connection:

@@ -365,12 +365,14 @@ class JournalIndex:
         at = _first_above(words, max(place.last_seq - 1, self._released.get(session_id, 0)))
         return at < len(words) and words[at + 1] == place.row << _OFFSET_BITS | place.offset
 
-    def places(self, session_id: str, after_seq: int) -> list[Place]:
-        """Of the records that hold an event above `after_seq`, by seq, holes among them: no gap, no overlap."""
-        words = self._words.get(session_id, _NONE)[:]
+    def places(self, session_id: str, after_seq: int, records_max: int | None = None) -> list[Place]:
+        """Of the records that hold an event above `after_seq`, by seq, holes among them: no gap, no overlap. The first so
+        many of them; None: all."""
+        words = self._words.get(session_id, _NONE)
         places: list[Place] = []
         start = _first_above(words, max(after_seq, self._released.get(session_id, 0)))
-        for at in range(start, len(words), 2):
+        stop = len(words) if records_max is None else min(len(words), start + 2 * records_max)
+        for at in range(start, stop, 2):
             row = words[at + 1] >> _OFFSET_BITS
             places.append(
                 Place(

@@ -12,7 +12,8 @@ pages again, so the file is as large as the journal ever was. The newest row nev
 owner that opens the file anew sees whether it has lost its end.
 
 A commit is one SQL statement: the owner thread gives the interpreter lock back during each, and gets it back only when
-the event loop pauses. For the same reason a read takes many records in one statement.
+the event loop pauses. For the same reason a read takes many records in one statement. An owner reads in a second thread
+(`journal_reader`), so that no commit waits behind reads.
 
 SQLite drops a damaged tail of its log silently, and an older copy looks whole; that shows against the mark beside the
 file (`mark`). Opening checks the structure of all pages. Where that does not hold, an owner makes a new file of what can
@@ -35,8 +36,6 @@ from .reserve import Reserve
 
 log = structlog.get_logger("sojourn.journal")
 
-READ_BYTES_MAX = 1024 * 1024  # in one hop to the owner thread: a long read must not hold up a commit
-READ_RECORDS_MAX = 64  # some 2 ms: reads of several sessions may stand before a commit
 RELEASE_SESSIONS_MAX = 1024
 
 
@@ -51,6 +50,10 @@ class SqliteJournal:
     def __init__(self, database: JournalDatabase, owner: OwnerThread) -> None:
         self._database = database
         self._owner = owner
+        self._reads = owner if database.read_only else OwnerThread(f"journal {database.path.name} reads")
+        self._read = database.read if database.read_only else database.reader.read
+        self._left = 0  # appends whose callers did not wait for them,
+        self._passed = 0  # and how many of them are known to be over
 
     @classmethod
     async def open(
@@ -134,7 +137,11 @@ class SqliteJournal:
         ):  # marks that stand have a table of their own
             marks = [record for record in records if record.kind > RecordKind.EPOCH]
             rows = frames.encode([record for record in records if record.kind <= RecordKind.EPOCH])
-        await self._owner.run(self._database.append, rows, marks)
+        try:
+            await self._owner.run(self._database.append, rows, marks)
+        except anyio.get_cancelled_exc_class():
+            self._left += 1
+            raise
 
     async def marks(self) -> list[Record]:
         return await self._owner.run(self._database.marks)
@@ -177,25 +184,28 @@ class SqliteJournal:
         self, session_id: str, after_seq: int = 0, *, bytes_max: int | None = None
     ) -> list[Record]:
         while True:
-            records: list[Record] = []
-            places = await self._owner.run(self._database.places, session_id, after_seq, bytes_max)
-            start = 0
-            while start < len(places):
-                stop, size = start, 0
-                while stop < len(places) and stop - start < READ_RECORDS_MAX and size < READ_BYTES_MAX:
-                    size += places[stop].length
-                    stop += 1
-                part = await self._owner.run(self._database.read, session_id, places[start:stop])
-                if part is None:  # released since: what there is now begins above, and has no gap
-                    break
-                records += part
-                start = stop
-            else:
-                return records
+            found: list[Record] = []
+            at, rest = after_seq, bytes_max
+            while True:
+                if self._database.unknown or self._left > self._passed:
+                    left = self._left
+                    await self._owner.run(self._database.settle)
+                    self._passed = left
+                part = await self._reads.run(self._read, session_id, at, rest)
+                if part is None or (found and (not part.records or part.records[0].first_seq > at + 1)):
+                    break  # released since: what there is now begins above, and has no gap
+                found += part.records
+                if not part.more:
+                    return found
+                at = found[-1].last_seq
+                if rest is not None:
+                    rest -= sum([len(record.payload) for record in part.records])
 
     async def refresh(self) -> None:
         """Takes in what the writer has committed and released since (read-only journals)."""
         await self._owner.run(self._database.refresh)
 
     async def close(self) -> None:
+        if self._reads is not self._owner:
+            await self._reads.close(self._database.reader.disconnect)
         await self._owner.close(self._database.close)

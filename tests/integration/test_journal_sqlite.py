@@ -2,6 +2,7 @@
 
 import resource
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -407,6 +408,75 @@ async def test_a_read_during_which_events_are_released_has_no_gap(path: Path) ->
     seqs = [record.first_seq for record in found]
     assert seqs == list(range(seqs[0], 41))
     assert seqs[0] in (1, 31)
+    await journal.close()
+
+
+async def test_a_commit_does_not_wait_for_a_read(path: Path) -> None:
+    journal = await SqliteJournal.open(path)
+    await journal.append([event("a", 1)])
+    held = threading.Event()
+    found: list[Record] = []
+
+    async def read() -> None:
+        found.extend(await journal.read("a"))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(journal._reads.run, held.wait)
+        tasks.start_soon(read)
+        await anyio.lowlevel.checkpoint()
+        await journal.append([event("a", 2)])
+        await journal.append([event("a", 3)])
+        assert not found
+        held.set()
+    assert [record.first_seq for record in found] == [1, 2, 3]  # as of when it was read
+    await journal.close()
+
+
+async def test_reads_that_never_pause_do_not_keep_the_log_from_beginning_anew(path: Path) -> None:
+    journal = await SqliteJournal.open(path)
+    await journal.append([event("a", seq, bytes(1_000)) for seq in range(1, 1_001)])
+    stopped = False
+    reads = 0
+
+    async def read() -> None:
+        nonlocal reads
+        while not stopped:
+            assert len(await journal.read("a")) == 1_000
+            reads += 1
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(4):
+            tasks.start_soon(read)
+        for seq in range(1, 81):
+            await journal.append([event("b", seq, bytes(1024 * 1024))])
+        stopped = True
+    assert reads > 4
+    assert path.with_name("journal.db-wal").stat().st_size < journal_database.WAL_BYTES_MAX * 1.5
+    await journal.close()
+
+
+async def test_reads_beside_releases_and_commits_are_runs_without_a_gap(path: Path) -> None:
+    journal = await SqliteJournal.open(path)
+    await journal.append([event("a", seq) for seq in range(1, 501)])
+    stopped = False
+
+    async def read() -> None:
+        while not stopped:
+            begun = journal.released("a")
+            head = journal.heads()["a"]
+            seqs = [record.first_seq for record in await journal.read("a")]
+            assert seqs == list(range(seqs[0], seqs[-1] + 1))
+            assert seqs[0] > begun
+            assert seqs[-1] >= head
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(read)
+        for seq in range(501, 1_501):
+            await journal.append([event("a", seq, bytes(1_000))])
+            if not seq % 10:
+                await journal.release({"a": seq - 300})
+        stopped = True
     await journal.close()
 
 

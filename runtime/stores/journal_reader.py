@@ -1,0 +1,175 @@
+"""Records read from the journal by their places, and the owner's second connection, over which its reads go.
+
+A session that is sent whole, or comes back into memory, reads for long; a commit must not wait behind that. So reads have
+a thread and a connection of their own. In WAL mode a reader sees all that is committed when its statement begins, and the
+index tells of nothing that is not; a row that the other thread deletes meanwhile was released before, which the index
+tells, too.
+
+A reader within the log would keep it from beginning anew, and with many reads there is always one. So each statement
+has its turn, and is short; while the owner writes the log back, none runs.
+"""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrs import frozen
+
+from ...actors.errors import Damaged, Missing, StoreError, StoreUnavailable
+from ...actors.ports import Record
+from . import frames
+from .journal_index import JournalIndex, Place
+from .sqlite_files import BUSY_TIMEOUT_S, UNREADABLE, primary_code, uri
+
+# In one statement, some 2 ms: so long may a commit wait that has to write the log back, and another session's read.
+READ_BYTES_MAX = 1024 * 1024
+READ_RECORDS_MAX = 64
+
+# Pieces of many rows as one blob, in the order asked for.
+_READ = """
+SELECT CAST(group_concat(substr(journal.data, piece.value ->> 1, piece.value ->> 2), '') AS BLOB)
+FROM (SELECT value FROM json_each(?1)) AS piece CROSS JOIN journal ON journal.row = piece.value ->> 0
+"""
+
+
+@frozen
+class Stretch:
+    """Records that follow each other, and whether more were asked for than these."""
+
+    records: list[Record]
+    more: bool
+
+
+def places_of_stretch(
+    index: JournalIndex, session_id: str, after_seq: int, bytes_max: int | None
+) -> tuple[list[Place], bool]:
+    """What is read next above `after_seq`, and whether there is more, where `bytes_max` payload bytes are asked for."""
+    places = index.places(session_id, after_seq, READ_RECORDS_MAX + 1)
+    payload_bytes = 0
+    for at, place in enumerate(places[:READ_RECORDS_MAX], 1):
+        payload_bytes += max(place.length - frames.CRC_BYTES, 0)
+        if bytes_max is not None and payload_bytes >= bytes_max:
+            return places[:at], False
+        if payload_bytes >= READ_BYTES_MAX:
+            return places[:at], at < len(places)
+    return places[:READ_RECORDS_MAX], len(places) > READ_RECORDS_MAX
+
+
+def read_places(
+    connection: sqlite3.Connection, path: Path, session_id: str, places: list[Place]
+) -> list[Record]:
+    """The records that lie there.
+
+    Raises:
+        Missing: one does not carry its checksum, or is not there.
+        sqlite3.Error: the disk did not answer.
+    """
+    pieces = json.dumps([(place.row, place.offset + 1, place.length) for place in places])
+    try:
+        data = connection.execute(_READ, (pieces,)).fetchone()[0] or b""
+    except sqlite3.Error as error:
+        if primary_code(error) != sqlite3.SQLITE_CORRUPT:
+            raise
+        if len(places) == 1:
+            raise _damage(path, session_id, places[0]) from error
+        return [record for place in places for record in read_places(connection, path, session_id, [place])]
+    records: list[Record] = []
+    at = 0
+    for place in places:
+        payload = frames.payload_of(data[at : at + place.length], place.first_seq)
+        if payload is None:
+            raise _damage(path, session_id, place)
+        count = place.last_seq - place.first_seq + 1
+        records.append(Record(session_id, place.first_seq, count, place.epoch, payload))
+        at += place.length
+    return records
+
+
+def _damage(path: Path, session_id: str, place: Place) -> Missing:
+    return Missing(
+        session_id,
+        place.first_seq,
+        place.last_seq,
+        f"session {session_id}: events {place.first_seq} to {place.last_seq} in the journal {path} do not "
+        "carry their checksum; another copy may stand in the mirror, a snapshot or a segment",
+    )
+
+
+def unreadable(path: Path, why: str) -> Damaged:
+    return Damaged(
+        f"the journal {path} cannot be read ({why}); put it and its -wal file back from a copy. To go on without it, "
+        "move both aside: sessions are then served as far as snapshots and segments hold them, and say what they lack"
+    )
+
+
+def not_read(path: Path, error: sqlite3.Error) -> StoreError:
+    """What an error at reading means."""
+    if primary_code(error) in UNREADABLE:
+        return unreadable(path, str(error))
+    return StoreUnavailable(f"the journal {path} cannot be read ({error})")
+
+
+class JournalReader:
+    """The owner's second connection. One thread calls `read`; the owner's calls the rest.
+
+    It is made at the first read, and made anew after an error.
+    """
+
+    def __init__(self, path: Path, index: JournalIndex) -> None:
+        self._path = path
+        self._index = index
+        self._turn = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+
+    def read(self, session_id: str, after_seq: int, bytes_max: int | None) -> Stretch | None:
+        """The next records above `after_seq`; None where they were released meanwhile.
+
+        Raises:
+            Damaged: a record among them does not carry its checksum, or one is missing.
+            StoreUnavailable: the disk did not answer.
+        """
+        places, more = places_of_stretch(self._index, session_id, after_seq, bytes_max)
+        if not places:
+            return Stretch([], False)
+        with self._turn:
+            try:
+                records = read_places(self._connected(), self._path, session_id, places)
+            except Missing:
+                if self._index.holds(session_id, places[0]):
+                    raise
+                return None  # the owner has deleted their rows
+            except sqlite3.Error as error:
+                self._disconnect()
+                raise not_read(self._path, error) from error
+        return Stretch(records, more)
+
+    @contextmanager
+    def kept_out(self) -> Iterator[None]:
+        """Nothing is read meanwhile, so the log may begin anew."""
+        with self._turn:
+            yield
+
+    def disconnect(self) -> None:
+        """The file is closed once what is being read is. The next read opens it."""
+        with self._turn:
+            self._disconnect()
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is None:
+            # Two threads use it, one at a time.
+            self._connection = sqlite3.connect(
+                uri(self._path, "ro"),
+                uri=True,
+                isolation_level=None,
+                timeout=BUSY_TIMEOUT_S,
+                check_same_thread=False,
+            )
+        return self._connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
