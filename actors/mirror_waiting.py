@@ -4,8 +4,8 @@ The mirror stands where the journal's head is for every session that is not held
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Generator, Mapping, MutableMapping, Sequence
+from typing import Any, Protocol
 
 import anyio
 from attrs import define, field, frozen
@@ -24,6 +24,11 @@ from .ports import Mirror, MirrorAnswer, MirrorHead, MirrorUpdate, Record
 HELD_BYTES_MAX = 32 * 1024 * 1024
 CHORES_MAX = 10_000
 MIRRORED, DURABLE = "mirrored", "durable"
+_OK, _DUP = MirrorAnswer.OK, MirrorAnswer.DUP
+
+Asker = tuple[
+    int, Parked, float, Any
+]  # up to which seq, where it waits, until when, and what it is told then
 
 
 class MirrorSource(Protocol):
@@ -91,7 +96,41 @@ class Behind:
     whole: bool = False
     fenced: bool = False
     gone: str | None = None  # it was handed over meanwhile: the tier
-    askers: list[tuple[int, Parked, float]] = field(factory=list)
+    askers: list[Asker] = field(factory=list)
+
+
+class Following:
+    """Stands for the asker of `mirrored` in the kernel: `parked`, where it waits, has the answer once the mirror has followed.
+    A second place to wait, for the mirror's part, would wake its task twice.
+
+    `is_durable`: the answer is out of the kernel, and whatever `parked` raises, its command took effect.
+    """
+
+    __slots__ = ("_deadline_s", "_mirror", "_parked", "_session_id", "is_durable")
+
+    def __init__(self, mirror: "MirrorWaiting", session_id: str, parked: Parked, deadline_s: float) -> None:
+        self._mirror = mirror
+        self._session_id = session_id
+        self._parked = parked
+        self._deadline_s = deadline_s
+        self.is_durable = False
+
+    def set_result(self, done: Any, /) -> None:
+        """`done.seq` is durable. From here on `deadline_s` counts anew."""
+        self.is_durable = True
+        try:
+            self._mirror.reached(self._session_id, done.seq, self._parked, self._deadline_s, done)
+        except DurabilityUnavailable as refusal:
+            self._parked.set_exception(refusal)
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        self._parked.set_exception(exception)
+
+    def done(self) -> bool:
+        return self._parked.done()
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._parked.__await__()
 
 
 class MirrorWaiting:
@@ -105,12 +144,14 @@ class MirrorWaiting:
         owner: str,
         epoch: int,
         held_bytes_max: int = HELD_BYTES_MAX,
+        clock: Callable[[], float] = anyio.current_time,
     ) -> None:
         self._connect = connect
         self._source = source
         self._owner = owner
         self._epoch = epoch
         self._held_bytes_max = held_bytes_max
+        self._clock = clock
         self._mirror: Mirror | None = None
         self._open = False
         self._trouble: StoreError | None = None
@@ -130,7 +171,7 @@ class MirrorWaiting:
 
     def offer(self, records: Sequence[Record]) -> None:
         """Durable records, in order; called for every commit."""
-        now = anyio.current_time()
+        now = self._clock()
         behind, foreign, queue = self._behind, self._foreign, self._queue
         held = self._held_bytes
         for record in records:
@@ -188,8 +229,10 @@ class MirrorWaiting:
             self._removals[session_id] = tier
             self._news.wake()
 
-    def reached(self, session_id: str, seq: int, parked: Parked, deadline_s: float) -> Parked:
-        """Awaiting `parked` returns once the mirror has acknowledged the session up to `seq`, which is durable.
+    def reached(
+        self, session_id: str, seq: int, parked: Parked, deadline_s: float, answer: Any = None
+    ) -> Parked:
+        """Awaiting `parked` gives `answer` once the mirror has acknowledged the session up to `seq`, which is durable.
 
         Raises:
             DurabilityUnavailable: the mirror is away, or goes away, or does not take this session.
@@ -206,7 +249,7 @@ class MirrorWaiting:
                 raise DurabilityUnavailable(MIRRORED, DURABLE, "the session was handed over")
             session = self._probe(session_id, head)
             self._news.wake()
-        session.askers.append((seq, parked, anyio.current_time() + deadline_s))
+        session.askers.append((seq, parked, self._clock() + deadline_s, answer))
         return parked
 
     @property
@@ -234,7 +277,7 @@ class MirrorWaiting:
     # -- what waits ----------------------------------------------------------------------------------------------------
 
     def _hold(self, session_id: str, head: int, mirrored: int) -> Behind:
-        session = self._behind[session_id] = Behind(session_id, head, mirrored, anyio.current_time())
+        session = self._behind[session_id] = Behind(session_id, head, mirrored, self._clock())
         return session
 
     def _probe(self, session_id: str, head: int) -> Behind:
@@ -289,7 +332,7 @@ class MirrorWaiting:
 
     def _tell(self, session: Behind, error: SojournError) -> None:
         askers, session.askers = session.askers, []
-        for _, parked, _ in askers:
+        for _, parked, _, _ in askers:
             if not parked.done():
                 parked.set_exception(error)
 
@@ -303,35 +346,39 @@ class MirrorWaiting:
         else:
             self._drop(session)
 
+    def _acknowledged(self, batch: Sequence[Behind], answers: Sequence[MirrorAnswer]) -> None:
+        """The mirror's answers to what was sent of each."""
+        for session, answer in zip(batch, answers, strict=True):
+            update, session.sent = session.sent, None
+            assert update is not None
+            self._held_bytes -= session.sent_bytes
+            session.sent_bytes = 0
+            self._events += len(update.events)
+            self._answered(session, answer, update.last_seq)
+
     def _answered(self, session: Behind, answer: MirrorAnswer, seq: int) -> None:
-        if answer is MirrorAnswer.FOREIGN:  # the adapter has said what stands there
-            self._foreign.add(session.session_id)
-            self._forgo(session)
-            session.whole = False
-        elif answer in (MirrorAnswer.GAP, MirrorAnswer.FENCED):
-            session.fenced = answer is MirrorAnswer.FENCED
-            self._forgo(session)
-            session.whole = True
-        else:
+        if answer is _OK or answer is _DUP:
             session.mirrored = seq
-            if session.askers:
-                self._settle(session)
-            if not session.waits and not session.whole and session.gone is None and not session.askers:
+            askers = session.askers
+            if askers:
+                session.askers = [asker for asker in askers if asker[0] > seq]
+                for upto, parked, _, told in askers:
+                    if upto <= seq and not parked.done():
+                        parked.set_result(told)
+            if not (session.waits or session.whole or session.askers) and session.gone is None:
                 session.busy = False
                 del self._behind[session.session_id]
                 return
-            session.since = anyio.current_time()
+            session.since = self._clock()
+        elif answer is MirrorAnswer.FOREIGN:  # the adapter has said what stands there
+            self._foreign.add(session.session_id)
+            self._forgo(session)
+            session.whole = False
+        else:
+            session.fenced = answer is MirrorAnswer.FENCED
+            self._forgo(session)
+            session.whole = True
         self._rest(session)
-
-    def _settle(self, session: Behind) -> None:
-        waiting = []
-        for asker in session.askers:
-            seq, parked, _ = asker
-            if seq > session.mirrored:
-                waiting.append(asker)
-            elif not parked.done():
-                parked.set_result(None)
-        session.askers = waiting
 
     def _unavailable(self) -> DurabilityUnavailable:
         why = str(self._trouble) if self._trouble is not None else "the mirror is being connected"
@@ -356,7 +403,7 @@ class MirrorWaiting:
             sessions_behind=len(late),
             events_behind=sum(session.head - session.mirrored for session in late),
             bytes_behind=self._held_bytes,
-            behind_s=anyio.current_time() - min(session.since for session in late) if late else 0.0,
+            behind_s=self._clock() - min(session.since for session in late) if late else 0.0,
             batches=self._batches,
             updates=self._updates,
             events=self._events,

@@ -50,6 +50,7 @@ class MirrorWriter(MirrorWaiting):
         connect: opens the mirror; called again until it succeeds. Raises StoreError.
         owner: who claims the mirror, for people and for the next start on the same data folder.
         held_bytes_max: what waits for the mirror at most, beside what is being sent.
+        clock: monotonic seconds.
     """
 
     # -- sending -------------------------------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ class MirrorWriter(MirrorWaiting):
                     epoch=self._epoch,
                     first_seq=session.first_seq,
                     last_seq=session.first_seq + len(session.events) - 1,
-                    events=tuple(session.events),
+                    events=session.events,
                     documents=session.documents,
                 )
                 session.sent_bytes = session.held_bytes
@@ -138,13 +139,7 @@ class MirrorWriter(MirrorWaiting):
         else:
             self._batches += 1
             self._updates += len(batch)
-            for session, answer in zip(batch, answers, strict=True):
-                update, session.sent = session.sent, None
-                assert update is not None
-                self._held_bytes -= session.sent_bytes
-                session.sent_bytes = 0
-                self._events += len(update.events)
-                self._answered(session, answer, update.last_seq)
+            self._acknowledged(batch, answers)
         finally:
             self._under_way -= 1
             self._news.wake()
@@ -328,9 +323,9 @@ class MirrorWriter(MirrorWaiting):
         self._news.wake()
 
     def _expire(self) -> None:
-        now = anyio.current_time()
+        now = self._clock()
         for session in self._behind.values():
-            for _, parked, until in session.askers:
+            for _, parked, until, _ in session.askers:
                 if now >= until and not parked.done():
                     parked.set_exception(DeadlineExceeded())
 

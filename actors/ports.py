@@ -279,7 +279,7 @@ class MirrorUpdate:
     epoch: int
     first_seq: int
     last_seq: int
-    events: tuple[bytes, ...]
+    events: Sequence[bytes]
     documents: Mapping[str, bytes | None]
     whole: bool = False
     force: bool = False

@@ -19,7 +19,7 @@ from ..actors.kernel.lifecycle import set_aside
 from ..actors.kernel.statistics import KernelStatistics
 from ..actors.kernel.supervisor import ChildStatistics
 from ..actors.kernel.watch import Down
-from ..actors.mirror_waiting import MirrorStatistics
+from ..actors.mirror_waiting import Following, MirrorStatistics
 from ..actors.ports import (
     CatalogQuery,
     Clock,
@@ -203,24 +203,29 @@ class Runtime(Sessions):
         # `_send`, inlined: a call between them costs a thirtieth of an ask.
         if ack is not _DURABLE or not self.is_open or self._writer.refusing is not None:
             self._must_take(ack)
-        done: Done = await kernel.ask(
+        parked = self._park()
+        reply = parked if ack is not _MIRRORED else self._following(session_id, parked, deadline_s)
+        kernel.ask(
             session_id,
             command,
-            self._park(),
+            reply,
             self.settings.ask_deadline_s if deadline_s is None else deadline_s,
             size_bytes,
             ack is _APPLIED,
         )
+        done: Done | None = None
         try:
-            if ack is _MIRRORED:
-                await self._reached(session_id, done.seq, deadline_s)
-        finally:  # refused or not, it is done
-            if command.type in ENDING_COMMANDS:
-                self._ended(session_id, Ended(session_id))
-            elif command.type == SEAL:
-                self._ended(session_id, Sealed(session_id))
-            else:
-                self._presence.sign(session_id, kernel.now)  # fresh: it has just stepped to answer us
+            done = await parked
+        finally:
+            # Where the mirror refuses, or takes too long, it is done all the same.
+            if done is not None or (isinstance(reply, Following) and reply.is_durable):
+                if command.type in ENDING_COMMANDS:
+                    self._ended(session_id, Ended(session_id))
+                elif command.type == SEAL:
+                    self._ended(session_id, Sealed(session_id))
+                else:
+                    self._presence.sign(session_id, kernel.now)  # fresh: it has just stepped to answer us
+        assert done is not None
         return done
 
     async def ask_batch(

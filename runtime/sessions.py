@@ -25,6 +25,7 @@ from ..actors.kernel.mailbox import MailboxLimits
 from ..actors.kernel.park import Parked, parking
 from ..actors.kernel.scheduler import Kernel
 from ..actors.kernel.supervisor import Supervisor
+from ..actors.mirror_waiting import Following
 from ..actors.mirroring import MirrorWriter
 from ..actors.ports import (
     Clock,
@@ -255,7 +256,9 @@ class Sessions(ABC):
             import_=self._mirror_import,
             strays=not place.private,
         )
-        return MirrorWriter(place.connect, sessions, owner=place.owner, epoch=self.epoch)
+        return MirrorWriter(
+            place.connect, sessions, owner=place.owner, epoch=self.epoch, clock=self._clock.monotonic
+        )
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
@@ -287,6 +290,11 @@ class Sessions(ABC):
             size_bytes=size_bytes,
             early=ack is _APPLIED,
         )
+
+    def _following(self, session_id: str, parked: Parked, deadline_s: float | None) -> Following:
+        assert self._mirror is not None
+        deadline_s = self.settings.ask_deadline_s if deadline_s is None else deadline_s
+        return Following(self._mirror, session_id, parked, deadline_s)
 
     async def _reached(self, session_id: str, seq: int, deadline_s: float | None) -> None:
         """What is durable up to `seq` is mirrored, too."""

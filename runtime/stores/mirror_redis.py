@@ -149,10 +149,13 @@ class RedisMirror:
         return self._servers.address.is_local
 
     async def apply(self, batch: Sequence[MirrorUpdate]) -> list[MirrorAnswer]:
-        answers: list[MirrorAnswer | None] = [None] * len(batch)
-        at_once, staged = self._sorted_out(batch)
-        await self._carry(self._apply(batch, answers, at_once, staged))
-        return [self._known(update, answer) for update, answer in zip(batch, answers, strict=True)]
+        work = _Work(batch, self._namespace)
+        await self._carry(self._apply(work))
+        answers = work.answers
+        if MirrorAnswer.FOREIGN in answers:
+            for update, answer in zip(batch, answers, strict=True):
+                self._tell_foreign(update.session_id, answer)
+        return answers
 
     async def head(self, session_id: str) -> MirrorHead | None:
         return (await self._heads([session_id]))[0]
@@ -237,62 +240,37 @@ class RedisMirror:
         if not task.cancelled():
             task.exception()  # or, where the caller has gone, it would be logged as never retrieved
 
-    def _sorted_out(self, batch: Sequence[MirrorUpdate]) -> tuple[list[int], list[int]]:
-        """Which updates go at once, and which later: a session that is staged, and its updates from there on. Raises
-        ValueError for what cannot be, before anything is sent."""
-        at_once: list[int] = []
-        staged: list[int] = []
-        later = set[str]()
-        for number, update in enumerate(batch):
-            session_key(self._namespace, update.session_id)
-            for name in update.documents:
-                if name[:1] == "@":
-                    check_document_name(name)
-            if update.whole and _size(update) > STAGE_BYTES:
-                later.add(update.session_id)
-            (staged if update.session_id in later else at_once).append(number)
-        return at_once, staged
-
-    async def _apply(
-        self,
-        batch: Sequence[MirrorUpdate],
-        answers: list[MirrorAnswer | None],
-        at_once: list[int],
-        staged: list[int],
-    ) -> None:
+    async def _apply(self, work: "_Work") -> None:
+        batch = work.batch
         if self._servers.clustered:
             by_shard: dict[int, list[int]] = {}
-            for number in at_once:
+            for number in work.at_once:
                 by_shard.setdefault(shard_of(batch[number].session_id), []).append(number)
-            await _all(self._send(batch, answers, some) for some in by_shard.values())
+            await _all(self._send(work, some) for some in by_shard.values())
         else:
-            await self._send(batch, answers, at_once)
-        for number in staged:
-            if batch[number].whole and _size(batch[number]) > STAGE_BYTES:
-                answers[number] = await self._apply_staged(batch[number])
+            await self._send(work, work.at_once)
+        for number in work.staged:
+            if _is_staged(batch[number]):
+                work.answers[number] = await self._apply_staged(batch[number])
             else:
-                await self._send(batch, answers, [number])
+                await self._send(work, [number])
 
-    async def _send(
-        self, batch: Sequence[MirrorUpdate], answers: list[MirrorAnswer | None], numbers: list[int]
-    ) -> None:
+    async def _send(self, work: "_Work", numbers: list[int]) -> None:
         """In one call, or in several where it would be too large. On a cluster they are all of one shard."""
         if not numbers:
             return
-        keys: list[str] = []
+        keys = [work.keys[number] for number in numbers]
         arguments: list[str | bytes | int] = []
         for number in numbers:
-            update = batch[number]
-            keys.append(session_key(self._namespace, update.session_id))
-            _put(arguments, update)
+            arguments += work.arguments[number]
         packed = pack(b"EVALSHA", APPLY.sha, len(keys), *keys, self._ttl_s, *arguments)
         if len(packed) > CALL_BYTES_MAX and len(numbers) > 1:
             half = len(numbers) // 2
-            await _all(self._send(batch, answers, some) for some in (numbers[:half], numbers[half:]))
+            await _all(self._send(work, some) for some in (numbers[:half], numbers[half:]))
             return
-        letters = await self._servers.call(shard_of(batch[numbers[0]].session_id), packed)
+        letters = await self._servers.call(shard_of(work.batch[numbers[0]].session_id), packed)
         for number, letter in zip(numbers, letters, strict=True):
-            answers[number] = ANSWERS[letter]
+            work.answers[number] = ANSWERS[letter]
 
     async def _apply_staged(self, update: MirrorUpdate) -> MirrorAnswer:
         """Pieces beside what stands, under a name of their own, and then in its place. Sent again, the last step finds the
@@ -331,11 +309,6 @@ class RedisMirror:
         letters = await self._carry(self._servers.call(shard_of(session_id), packed))
         answer = ANSWERS[letters[0]]
         self._tell_foreign(session_id, answer)
-        return answer
-
-    def _known(self, update: MirrorUpdate, answer: MirrorAnswer | None) -> MirrorAnswer:
-        assert answer is not None
-        self._tell_foreign(update.session_id, answer)
         return answer
 
     def _tell_foreign(self, session_id: str, answer: MirrorAnswer) -> None:
@@ -420,33 +393,67 @@ async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     return results
 
 
+class _Work:
+    """A batch, made ready: each update's key and arguments of `APPLY`, which go at once, and which later, that is a session
+    that is staged and its updates from there on.
+
+    Raises:
+        ValueError: for what cannot be, before anything is sent.
+    """
+
+    __slots__ = ("answers", "arguments", "at_once", "batch", "keys", "staged")
+
+    def __init__(self, batch: Sequence[MirrorUpdate], namespace: str) -> None:
+        self.batch = batch
+        self.answers: list[Any] = [None] * len(batch)
+        self.keys = [session_key(namespace, update.session_id) for update in batch]
+        self.arguments = [_arguments(update) for update in batch]
+        self.at_once: list[int] = []
+        self.staged: list[int] = []
+        later = set[str]()
+        for number, update in enumerate(batch):
+            if _is_staged(update):
+                later.add(update.session_id)
+            (self.staged if later and update.session_id in later else self.at_once).append(number)
+
+
 def _size(update: MirrorUpdate) -> int:
     return sum(map(len, update.events)) + sum(
         len(document) for document in update.documents.values() if document is not None
     )
 
 
-def _put(arguments: list[str | bytes | int], update: MirrorUpdate) -> None:
-    """An update as arguments of `APPLY`."""
-    fields: list[str | bytes] = []
-    gone: list[str] = []
-    for name, document in update.documents.items():
-        if document is None:
-            gone.append(name)
-        else:
-            fields += (name, document)
-    arguments += (
-        (b"W" if update.force else b"w") if update.whole else b"i",
+def _is_staged(update: MirrorUpdate) -> bool:
+    return update.whole and _size(update) > STAGE_BYTES
+
+
+def _arguments(update: MirrorUpdate) -> list[str | bytes | int]:
+    """An update as arguments of `APPLY`. Raises ValueError where a document's name cannot be."""
+    events = update.events
+    kind = (b"W" if update.force else b"w") if update.whole else b"i"
+    found: list[str | bytes | int] = [
+        kind,
         update.epoch,
         update.first_seq,
         update.last_seq,
-        len(update.events),
-        len(fields),
-        len(gone),
-        *update.events,
-        *fields,
-        *gone,
-    )
+        len(events),
+        0,
+        0,
+        *events,
+    ]
+    gone: list[str] = []
+    for name, document in update.documents.items():
+        if name[:1] == "@":
+            check_document_name(name)
+        if document is None:
+            gone.append(name)
+        else:
+            found += (name, document)
+    found[5] = len(found) - 7 - len(events)
+    if gone:
+        found[6] = len(gone)
+        found += gone
+    return found
 
 
 def _pieces(update: MirrorUpdate) -> Iterator[list[str | bytes | int]]:

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -105,7 +106,7 @@ class Moody(MemoryMirror):
 
 
 class Setup:
-    def __init__(self, **options: int) -> None:
+    def __init__(self, **options: Any) -> None:
         self.sessions = Sessions()
         self.mirror = Moody()
         self.writer = MirrorWriter(self.connect, self.sessions, owner="me", epoch=1, **options)
@@ -139,7 +140,7 @@ class Setup:
 
 
 @asynccontextmanager
-async def running(**options: int) -> AsyncIterator[Setup]:
+async def running(**options: Any) -> AsyncIterator[Setup]:
     setup = Setup(**options)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(setup.writer.run, lambda: None)
