@@ -74,8 +74,8 @@ async def sessions_of(
             state=cell.state.value,
             seq=heads.get(cell.actor_id, 0),
             mirrored_seq=mirrored_seq(cell.actor_id),
-            mailbox=cell.mailbox.depth + len(cell.turns),
-            mailbox_bytes=cell.mailbox.payload_bytes,
+            mailbox=cell.depth + len(cell.turns),
+            mailbox_bytes=cell.payload_bytes,
             restarts=cell.restarts,
             idle_s=max(0.0, now - cell.active_at) if cell.active_at else 0.0,
         )
@@ -84,4 +84,4 @@ async def sessions_of(
 
 
 def _weight(cell: Cell) -> tuple[int, int, float]:
-    return (_TROUBLE.get(cell.state, 0), cell.mailbox.depth + len(cell.turns), cell.active_at)
+    return (_TROUBLE.get(cell.state, 0), cell.depth + len(cell.turns), cell.active_at)

@@ -27,7 +27,7 @@ LOG_PAUSE_S = 60.0
 LOGGED_ACTORS_MAX = 1_000
 LOOK_EVERY_MIN_S = 0.001
 
-_SLOTS = Kernel._run_slots.__code__
+_SLOTS = (Kernel._run_slots.__code__, Kernel._run_slot.__code__)
 
 
 @frozen(kw_only=True)
@@ -187,7 +187,7 @@ def running_turn(kernel: Kernel, frame: FrameType | None) -> RunningTurn | None:
     stack: list[str] = []
     while frame is not None:
         code = frame.f_code
-        if code is _SLOTS:
+        if code in _SLOTS:
             names = frame.f_locals
             cell, envelope = names.get("cell"), names.get("envelope")
             if names.get("self") is not kernel or cell is None or envelope is None or not stack:

@@ -81,16 +81,16 @@ class CellState(enum.Enum):
     ABSENT = "absent"  # nothing in memory; the next message starts it
     STARTING = "starting"  # its state is being read
     IDLE = "idle"  # loaded, nothing waits
-    QUEUED = "queued"  # in the run queue
-    RUNNING = "running"  # in its slot
+    QUEUED = "queued"  # in the run queue, or in its slot
     COMMITTING = "committing"  # parked until its slot's record is committed or refused
     BACKOFF = "backoff"  # crashed; starts again soon
     QUARANTINED = "quarantined"  # crashed too often; a person must release it
 
 
 @define(eq=False)
-class Cell:
-    """An actor's place in the registry: it outlives the actor, and holds its mailbox.
+class Cell(Mailbox):
+    """An actor's place in the registry: it outlives the actor, and is its mailbox (one object, because where many actors
+    have a message each, what a turn costs is fetching them from memory).
 
     While COMMITTING it is the slot that waits, too: `turns` are its messages, `record` what is to be committed, `effects`
     what leaves with it. An actor has one slot at a time, so a slot needs no object of its own. What is set aside is
@@ -99,7 +99,6 @@ class Cell:
 
     actor_id: str
     spec: ActorSpec
-    mailbox: Mailbox
     state: CellState = CellState.ABSENT
     actor: Actor | None = None
     effects: "list[Effect] | None" = None

@@ -24,7 +24,7 @@ from ..errors import (
 from .actor import Actor, ActorContext, ActorSpec, Cell, CellState, Job, JobDone, Kept, Timer
 from .dead_letters import DeadLetters
 from .envelope import Envelope
-from .mailbox import Mailbox, bytes_of
+from .mailbox import bytes_of
 from .park import Gate
 from .restart import CrashHistory, Restart, next_start
 from .watch import Down, DownReason, Told, Watches
@@ -49,6 +49,19 @@ def set_aside(cell: Cell) -> IntensityExceeded:
 
 class Lifecycle(ABC):
     """The registry of actors, their starts and restarts, timers and jobs. `Kernel` says what its arguments are."""
+
+    # What every message reads, and a dictionary for the rest: one of more than 30 names is slow to find something in.
+    __slots__ = (
+        "__dict__",
+        "_accepted",
+        "_inbound_bytes",
+        "_run_queue",
+        "_stopped",
+        "_wheel",
+        "cells",
+        "clock",
+        "ready",
+    )
 
     def __init__(
         self,
@@ -91,12 +104,12 @@ class Lifecycle(ABC):
     def _virtual(self, actor_id: str) -> Cell:
         if self._dynamic is None:
             raise Stopped(f"there is no actor {actor_id!r}")
-        cell = self.cells[actor_id] = Cell(actor_id, self._dynamic, Mailbox(self._dynamic.mailbox))
+        cell = self.cells[actor_id] = Cell(self._dynamic.mailbox, actor_id, self._dynamic)
         return cell
 
     def _start_soon(self, cell: Cell) -> None:
         cell.state = STARTING
-        viewed = any(envelope.reply is not None for envelope in cell.mailbox.control or ())
+        viewed = any(envelope.reply is not None for envelope in cell.control or ())
         (self._start_queue_viewed if viewed else self._start_queue)[cell] = None
         self._start_more()
 
@@ -121,7 +134,7 @@ class Lifecycle(ABC):
         cell.active_at = self.clock()
         if cell.lost_jobs is not None:
             self._declare_lost(cell)
-        if cell.mailbox.depth:
+        if cell.depth:
             cell.state = QUEUED
             self._run_queue.append(cell)
             self.ready.wake()
@@ -289,13 +302,14 @@ class Lifecycle(ABC):
         cell.state = ABSENT
 
     def _reject_all(self, cell: Cell, error: Exception) -> None:
-        envelopes = cell.mailbox.take(sys.maxsize)
+        envelopes = cell.take(sys.maxsize)
+        cell.solo = 0
         self._inbound_bytes -= bytes_of(envelopes)
         for envelope in envelopes:
             self._bury(cell, envelope, error)
 
     def _put_back(self, cell: Cell, envelopes: list[Envelope]) -> None:
-        cell.mailbox.put_back(envelopes)
+        cell.put_back(envelopes)
         self._inbound_bytes += bytes_of(envelopes)
 
     def _answer(self, envelope: Envelope) -> None:
@@ -392,14 +406,14 @@ class Lifecycle(ABC):
 
     def _declare_lost(self, cell: Cell) -> None:
         lost, cell.lost_jobs = cell.lost_jobs or {}, None
-        waiting = [envelope.message for envelope in cell.mailbox.control or ()]
+        waiting = [envelope.message for envelope in cell.control or ()]
         waiting += [timer.message for timer in (cell.timers or {}).values()]
         told = {message.key for message in waiting if isinstance(message, JobDone)}
         unknown = [
             Envelope(JobDone(key=key, error=JobUnknown()), control=True) for key in lost if key not in told
         ]
         self._accepted += len(unknown)
-        cell.mailbox.put_back(unknown)
+        cell.put_back(unknown)
 
     # -- death watch --------------------------------------------------------------------------------------------------
 
@@ -454,7 +468,7 @@ class Lifecycle(ABC):
         except (IntensityExceeded, Stopped) as refusal:
             self.dead_letters.add(actor_id, refusal.code, message)
             return
-        cell.mailbox.put_promised(Envelope(message, control=True))
+        cell.put_promised(Envelope(message, control=True))
         if cell.state is IDLE:
             cell.state = QUEUED
             self._run_queue.append(cell)

@@ -1,11 +1,11 @@
 """A bounded mailbox of two lanes. The control lane overtakes, and has room of its own that the normal lane can't take.
 
-A lane is a plain list, made by its first message and handed over whole: a slot nearly always takes all that waits. So an
-actor that nobody writes to holds none, and one message costs no queue (a deque holds 600 bytes, a stream 7 KiB and a
-task switch a message).
+A message that waits alone is held as it is; a lane becomes a plain list with its second one, and is handed over whole: a
+slot nearly always takes all that waits. So an actor that nobody writes to holds no lane, and one message costs no queue
+(a deque holds 600 bytes, a stream 7 KiB and a task switch a message).
 """
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from ..errors import MailboxFull
 from .envelope import Envelope
@@ -32,46 +32,55 @@ class MailboxStatistics:
 
 @define(eq=False)
 class Mailbox:
-    """First in, first out within a lane; an empty lane is None. `payload_bytes` counts what waits in both."""
+    """First in, first out within a lane.
+
+    Attributes:
+        lone: the only message that waits, where it came into an empty mailbox, and not by the control lane.
+        normal, control: else the lanes; None where they are empty.
+        payload_bytes: of all that waits.
+    """
 
     limits: MailboxLimits
-    normal: list[Envelope] | None = None
-    control: list[Envelope] | None = None
-    payload_bytes: int = 0
+    lone: Envelope | None = field(default=None, init=False)
+    normal: list[Envelope] | None = field(default=None, init=False)
+    control: list[Envelope] | None = field(default=None, init=False)
+    payload_bytes: int = field(default=0, init=False)
 
     @property
     def depth(self) -> int:
         """How many messages wait in both lanes."""
-        return len(self.normal or ()) + len(self.control or ())
+        return (self.lone is not None) + len(self.normal or ()) + len(self.control or ())
 
     def put(self, envelope: Envelope) -> None:
         """Raises MailboxFull, having taken nothing. A message into an empty lane is always taken, however long: its
         sender has its own limit on that, and would else never be heard."""
         size_bytes = envelope.size_bytes
+        if self.lone is not None:
+            self.normal, self.lone = [self.lone], None
+        lane = self.normal
         if envelope.control:
-            lane = self.control
-            if lane is None:
-                self.control = [envelope]
-            elif len(lane) >= CONTROL_MESSAGES_MAX:
+            if self.control is not None and len(self.control) >= CONTROL_MESSAGES_MAX:
                 raise MailboxFull("the control lane of the session's mailbox")
+            self.put_promised(envelope)
+            return
+        if lane is None:
+            if self.control is None:
+                self.lone = envelope
             else:
-                lane.append(envelope)
-        else:
-            lane = self.normal
-            if lane is None:
                 self.normal = [envelope]
-            else:
-                limits = self.limits
-                if len(lane) >= limits.messages_max:
-                    raise MailboxFull(f"the session's mailbox ({limits.messages_max:,} messages)")
-                if size_bytes and self.payload_bytes + size_bytes > limits.bytes_max:
-                    raise MailboxFull(f"the session's mailbox ({limits.bytes_max:,} bytes)")
-                lane.append(envelope)
-        if size_bytes:
-            self.payload_bytes += size_bytes
+        else:
+            limits = self.limits
+            if len(lane) >= limits.messages_max:
+                raise MailboxFull(f"the session's mailbox ({limits.messages_max:,} messages)")
+            if size_bytes and self.payload_bytes + size_bytes > limits.bytes_max:
+                raise MailboxFull(f"the session's mailbox ({limits.bytes_max:,} bytes)")
+            lane.append(envelope)
+        self.payload_bytes += size_bytes
 
     def put_promised(self, envelope: Envelope) -> None:
         """Take it into the control lane whatever waits there: what was promised had its bound when it was promised."""
+        if self.lone is not None:
+            self.normal, self.lone = [self.lone], None
         if self.control is None:
             self.control = [envelope]
         else:
@@ -80,23 +89,20 @@ class Mailbox:
 
     def take(self, count_max: int) -> list[Envelope]:
         """The next envelopes, those of the control lane first."""
-        control, normal = self.control, self.normal
-        if control is None:
-            if normal is None:
-                return []
-            if len(normal) <= count_max:
-                self.normal = None
-                self.payload_bytes = 0
-                return normal
-            taken = []
-        else:
+        control, normal = self.control, self._normal()
+        self.lone = self.normal = None
+        if control is None and len(normal) <= count_max:
+            self.payload_bytes = 0
+            return normal
+        taken = []
+        if control is not None:
             taken = control[:count_max]
             del control[:count_max]
             self.control = control or None
-        if normal is not None and (room := count_max - len(taken)):
-            taken += normal[:room]
-            del normal[:room]
-            self.normal = normal or None
+        room = count_max - len(taken)
+        taken += normal[:room]
+        del normal[:room]
+        self.normal = normal or None
         self.payload_bytes -= bytes_of(taken)
         return taken
 
@@ -105,13 +111,17 @@ class Mailbox:
         control = [envelope for envelope in envelopes if envelope.control]
         normal = [envelope for envelope in envelopes if not envelope.control]
         self.control = (control + (self.control or [])) or None
-        self.normal = (normal + (self.normal or [])) or None
+        self.normal = (normal + self._normal()) or None
+        self.lone = None
         self.payload_bytes += bytes_of(envelopes)
 
     def statistics(self) -> MailboxStatistics:
         return MailboxStatistics(
-            normal=len(self.normal or ()), control=len(self.control or ()), payload_bytes=self.payload_bytes
+            normal=len(self._normal()), control=len(self.control or ()), payload_bytes=self.payload_bytes
         )
+
+    def _normal(self) -> list[Envelope]:
+        return [self.lone] if self.lone is not None else self.normal or []
 
 
 def bytes_of(envelopes: list[Envelope]) -> int:

@@ -10,14 +10,13 @@ these. So a turn sees only what is durable or of its own slot, whose answers lea
 
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..errors import CallerError, DeadlineExceeded, IntensityExceeded, MailboxFull, Stopped, StoreError
 from .actor import ActorSpec, Cell, CellState, Timer
 from .envelope import Envelope
 from .lifecycle import PROMISED, RESTART, Lifecycle, set_aside
-from .mailbox import Mailbox
 from .park import Parked
 from .statistics import KernelStatistics
 
@@ -27,8 +26,8 @@ STEP_S = 0.004
 TURNS_A_CLOCK = 8
 
 ABSENT, STARTING, IDLE = CellState.ABSENT, CellState.STARTING, CellState.IDLE
-QUEUED, RUNNING = CellState.QUEUED, CellState.RUNNING
-COMMITTING, BACKOFF, QUARANTINED = CellState.COMMITTING, CellState.BACKOFF, CellState.QUARANTINED
+QUEUED, COMMITTING = CellState.QUEUED, CellState.COMMITTING
+BACKOFF, QUARANTINED = CellState.BACKOFF, CellState.QUARANTINED
 
 
 class Kernel(Lifecycle):
@@ -67,12 +66,36 @@ class Kernel(Lifecycle):
         """Register an actor; it starts with its first message. Raises ValueError for an id that is taken."""
         if actor_id in self.cells:
             raise ValueError(f"actor {actor_id!r} is registered already")
-        self.cells[actor_id] = Cell(actor_id, spec, Mailbox(spec.mailbox))
+        self.cells[actor_id] = Cell(spec.mailbox, actor_id, spec)
 
-    def tell(self, actor_id: str, message: Any, *, size_bytes: int = 0, control: bool = False) -> None:
+    def tell(self, actor_id: str, message: Any, size_bytes: int = 0, control: bool = False) -> None:
         """Put a message into the mailbox. Raises MailboxFull, IntensityExceeded (the actor is set aside)."""
-        cell = self.cells.get(actor_id) or self._virtual(actor_id)
-        self._accept(cell, Envelope(message, size_bytes, None, False, control))
+        try:
+            cell = self.cells[actor_id]
+        except KeyError:
+            cell = self._virtual(actor_id)
+        envelope = Envelope(message, size_bytes, None, False, control)
+        # `_accept`, inlined for its common cases: an idle actor's mailbox is empty, so no bound of it is near, and a hot
+        # actor's normal lane has room.
+        if size_bytes or control or self._stopped:
+            self._accept(cell, envelope)
+        elif cell.state is IDLE:
+            cell.lone = envelope
+            cell.state = QUEUED
+            self._accepted += 1
+            run_queue = self._run_queue
+            if not run_queue:
+                self.ready.wake()
+            run_queue.append(cell)
+        elif (
+            cell.state is QUEUED
+            and (lane := cell.normal) is not None
+            and len(lane) < cell.limits.messages_max
+        ):
+            lane.append(envelope)
+            self._accepted += 1
+        else:
+            self._accept(cell, envelope)
 
     def ask(
         self,
@@ -98,13 +121,16 @@ class Kernel(Lifecycle):
             MailboxFull, IntensityExceeded: at once; nothing was taken.
             Stopped: at once, after `stop`; nothing was taken.
         """
-        cell = self.cells.get(actor_id) or self._virtual(actor_id)
+        try:
+            cell = self.cells[actor_id]
+        except KeyError:
+            cell = self._virtual(actor_id)
         envelope = Envelope(message, size_bytes, reply, early, control)
         inbound_bytes = self._inbound_bytes + size_bytes
         if cell.state is IDLE and inbound_bytes <= self._inbound_bytes_max and not control:
-            # `_accept`, inlined for its common case: an idle actor's mailbox is empty, so no bound of it is near.
-            cell.mailbox.normal = [envelope]
-            cell.mailbox.payload_bytes = size_bytes
+            # As in `tell`.
+            cell.lone = envelope
+            cell.payload_bytes = size_bytes
             cell.state = QUEUED
             self._inbound_bytes = inbound_bytes
             self._accepted += 1
@@ -143,7 +169,7 @@ class Kernel(Lifecycle):
                 raise set_aside(cell)
             if size_bytes and self._inbound_bytes + size_bytes > self._inbound_bytes_max:
                 raise MailboxFull(f"the node's inbound budget ({self._inbound_bytes_max:,} bytes)")
-            cell.mailbox.put(envelope)
+            cell.put(envelope)
         except (MailboxFull, IntensityExceeded):
             self._refused += 1
             raise
@@ -187,99 +213,118 @@ class Kernel(Lifecycle):
 
     def _run_slots(self, now: float) -> None:
         """Slots, until none is ready or the step is over. The innermost code, where every call and attribute shows: names
-        are local, what can be counted once a step is, a slot is no method, and the clock is read every 8 turns."""
+        are local, what can be counted once a step is, and the clock is read every 8 turns. Where many actors are at work
+        nearly every slot is one message: its turn stands here, those of all other slots in `_run_slot`."""
         run_queue, clock, outbox = self._run_queue, self.clock, self.outbox
         until = now + STEP_S
-        slots = replied = taken_bytes = unclocked = 0
+        replied = parked = taken_bytes = 0
         try:
-            while run_queue:
-                if unclocked >= TURNS_A_CLOCK:
-                    unclocked = 0
-                    now = clock()
-                    if now >= until:
+            while run_queue and now < until:
+                for _ in range(min(len(run_queue), TURNS_A_CLOCK)):
+                    cell = run_queue.popleft()
+                    cell.active_at = now
+                    envelope = cell.lone
+                    if envelope is None or envelope.error is not None:
+                        self._run_slot(cell, now)
                         break
-                cell = run_queue.popleft()
-                cell.state = RUNNING
-                cell.active_at = now
-                actor = cell.actor
-                assert actor is not None
-                mailbox = cell.mailbox
-                taken_bytes += mailbox.payload_bytes
-                turns = mailbox.normal
-                if (
-                    turns is None
-                    or mailbox.control is not None
-                    or cell.solo
-                    or len(turns) > SLOT_MESSAGES_MAX
-                ):
-                    turns = self._take(cell)
-                    taken_bytes -= mailbox.payload_bytes
-                else:  # `Mailbox.take`, inlined for its common case
-                    mailbox.normal = None
-                    mailbox.payload_bytes = 0
-                count = len(turns)
-                unclocked += count
-                expired = done = 0
-                try:
-                    while True:
-                        for envelope in (
-                            turns if count <= TURNS_A_CLOCK else turns[done : done + TURNS_A_CLOCK]
-                        ):
-                            if envelope.error is None:
-                                try:
-                                    envelope.answer = actor.receive(envelope.message)
-                                except (CallerError, StoreError) as error:
-                                    envelope.error = error
-                            else:
-                                expired += 1  # its asker was told so, and has left
-                        done += TURNS_A_CLOCK
-                        if done >= count:
-                            break
-                        if clock() >= now + SLOT_S:
-                            self._put_back(cell, turns[done:])
-                            del turns[done:]
-                            break
-                    record = actor.close_slot()
-                except Exception as crash:  # noqa: BLE001 - whatever a turn raises is that actor's crash
-                    done = turns.index(envelope) + 1  # found now, so that no turn pays for a counter
-                    self._put_back(cell, turns[done:])
-                    self._crashed(cell, turns[:done], crash)
-                    continue
-                slots += 1
-                if expired:
-                    self._expired += expired
-                    turns = [
-                        envelope for envelope in turns if not isinstance(envelope.error, DeadlineExceeded)
-                    ]
-                if record is None:
-                    for envelope in turns:
+                    actor = cell.actor
+                    assert actor is not None
+                    cell.lone = None
+                    size_bytes = envelope.size_bytes
+                    if size_bytes:
+                        cell.payload_bytes = 0
+                        taken_bytes += size_bytes
+                    try:
+                        try:
+                            envelope.answer = actor.receive(envelope.message)
+                        except (CallerError, StoreError) as error:
+                            envelope.error = error
+                        record = actor.close_slot()
+                    except Exception as crash:  # noqa: BLE001 - whatever a turn raises is that actor's crash
+                        self._crashed(cell, [envelope], crash)
+                        continue
+                    if record is None:
+                        replied += 1
                         if envelope.reply is not None:
                             self._answer(envelope)
-                    replied += len(turns)
-                    if cell.effects is None and mailbox.normal is None and mailbox.control is None:
-                        cell.state = IDLE
+                        if (
+                            cell.effects is None
+                            and cell.lone is None
+                            and cell.normal is None
+                            and cell.control is None
+                        ):
+                            cell.state = IDLE
+                        else:
+                            self._let_go(cell)
                     else:
-                        self._let_go(cell)
-                else:
-                    cell.state = COMMITTING
-                    cell.turns = turns
-                    cell.record = record
-                    if cell.early:
-                        self._answer_early(cell)
-                    outbox.append(cell)
+                        parked += 1
+                        self._park(cell, (envelope,), record)
+                now = clock()
         finally:
-            self._slots += slots
+            self._slots += replied + parked
             self._replied += replied
             self._inbound_bytes -= taken_bytes
             if outbox:
                 self.commits.wake()
 
+    def _run_slot(self, cell: Cell, now: float) -> None:
+        """One slot of any kind: several messages, the control lane, one by one after a crash, an asker who has left."""
+        actor, clock = cell.actor, self.clock
+        assert actor is not None
+        waiting_bytes = cell.payload_bytes
+        turns = self._take(cell)
+        self._inbound_bytes -= waiting_bytes - cell.payload_bytes
+        count, expired, done = len(turns), 0, 0
+        try:
+            while True:
+                for envelope in turns if count <= TURNS_A_CLOCK else turns[done : done + TURNS_A_CLOCK]:
+                    if envelope.error is None:
+                        try:
+                            envelope.answer = actor.receive(envelope.message)
+                        except (CallerError, StoreError) as error:
+                            envelope.error = error
+                    else:
+                        expired += 1  # its asker was told so, and has left
+                done += TURNS_A_CLOCK
+                if done >= count:
+                    break
+                if clock() >= now + SLOT_S:
+                    self._put_back(cell, turns[done:])
+                    del turns[done:]
+                    break
+            record = actor.close_slot()
+        except Exception as crash:  # noqa: BLE001 - whatever a turn raises is that actor's crash
+            done = turns.index(envelope) + 1  # found now, so that no turn pays for a counter
+            self._put_back(cell, turns[done:])
+            self._crashed(cell, turns[:done], crash)
+            return
+        self._slots += 1
+        if expired:
+            self._expired += expired
+            turns = [envelope for envelope in turns if not isinstance(envelope.error, DeadlineExceeded)]
+        if record is not None:
+            self._park(cell, turns, record)
+            return
+        for envelope in turns:
+            if envelope.reply is not None:
+                self._answer(envelope)
+        self._replied += len(turns)
+        self._let_go(cell)
+
+    def _park(self, cell: Cell, turns: Sequence[Envelope], record: Any) -> None:
+        cell.state = COMMITTING
+        cell.turns = turns
+        cell.record = record
+        if cell.early:
+            self._answer_early(cell)
+        self.outbox.append(cell)
+
     @staticmethod
     def _take(cell: Cell) -> list[Envelope]:
         if cell.solo:
             cell.solo -= 1
-            return cell.mailbox.take(1)
-        return cell.mailbox.take(SLOT_MESSAGES_MAX)
+            return cell.take(1)
+        return cell.take(SLOT_MESSAGES_MAX)
 
     def _let_go(self, cell: Cell) -> None:
         """A slot of it is over: effects leave, and it waits for a message or for its next slot."""
@@ -290,14 +335,14 @@ class Kernel(Lifecycle):
                 effect()
             if cell.actor is None:  # it was set aside, or a message of it: that was seen to
                 return
-        if cell.mailbox.depth:
+        if cell.depth:
             cell.state = QUEUED
             self._run_queue.append(cell)
         else:
             cell.state = IDLE
 
     def _answer_early(self, cell: Cell) -> None:
-        cell.early = cell.mailbox.depth > 0
+        cell.early = cell.depth > 0
         for envelope in cell.turns:
             if envelope.early and envelope.reply is not None:
                 self._answer(envelope)
@@ -344,8 +389,7 @@ class Kernel(Lifecycle):
                         else:
                             reply.set_exception(envelope.error)
             replied += len(turns)
-            mailbox = cell.mailbox
-            if cell.effects is None and mailbox.normal is None and mailbox.control is None:
+            if cell.effects is None and cell.lone is None and cell.normal is None and cell.control is None:
                 cell.state = IDLE
             else:
                 self._let_go(cell)
@@ -375,7 +419,7 @@ class Kernel(Lifecycle):
             if again:
                 cell.solo = max(cell.solo, len(again))
                 self._put_back(cell, again)
-            if cell.mailbox.depth:
+            if cell.depth:
                 self._start_soon(cell)
 
     def stop(self) -> None:
@@ -400,7 +444,7 @@ class Kernel(Lifecycle):
             expired=self._expired,
             dead_lettered=self.dead_letters.total,
             quarantined=self._quarantined,
-            queued=sum(cell.mailbox.depth for cell in self.cells.values()),
+            queued=sum(cell.depth for cell in self.cells.values()),
             awaiting_commit=sum(len(cell.turns) for cell in self.cells.values()),
             refused=self._refused,
             inbound_bytes=self._inbound_bytes,

@@ -42,7 +42,7 @@ def bounded(world: "World", runtime: Runtime) -> None:
     put_back = SLOT_MESSAGES_MAX if {"crash", "slow", "pause"} & world.profile.rates.keys() else 0
     bound = world.profile.settings.mailbox_messages_max + put_back
     for cell in runtime._kernel.cells.values():
-        waiting = len(cell.mailbox.normal or ())
+        waiting = cell.statistics().normal
         if cell.actor_id.startswith("sess_"):
             world.oracle.must(
                 waiting <= bound, "I14", f"{cell.actor_id}: {waiting} messages wait, {bound} may"

@@ -182,6 +182,33 @@ def test_a_full_mailbox_answers_with_retry_after(store: dict[str, list[Any]]) ->
     assert hand.conserved()
 
 
+def test_an_actor_at_rest_takes_as_many_messages_as_one_that_is_not_in_memory(
+    store: dict[str, list[Any]],
+) -> None:
+    hand = Hand(lambda context: Ledger(context, store), spec={"mailbox": MailboxLimits(messages_max=3)})
+    hand.ask("a", "read")
+    hand.run()
+    for n in (1, 2, 3):
+        hand.kernel.tell("a", n)
+    with pytest.raises(MailboxFull):
+        hand.kernel.tell("a", 4)
+    assert (hand.kernel.statistics().queued, hand.kernel.statistics().refused) == (3, 1)
+    assert hand.conserved()
+    hand.run()
+    assert hand.commit() == [[1, 2, 3]]
+
+
+def test_a_read_overtakes_the_one_message_that_waits(hand: Hand, store: dict[str, list[Any]]) -> None:
+    hand.ask("a", "read")
+    hand.run()
+    hand.kernel.tell("a", 1)
+    read = hand.ask("a", "read", control=True)
+    hand.run()
+    commit(hand, store)
+    assert read.result == []
+    assert store["a"] == [1]
+
+
 def test_a_mailbox_is_bounded_in_bytes_and_takes_one_long_message(store: dict[str, list[Any]]) -> None:
     hand = Hand(lambda context: Ledger(context, store), spec={"mailbox": MailboxLimits(bytes_max=10)})
     hand.kernel.tell("a", 1, size_bytes=50)
@@ -592,3 +619,15 @@ def test_a_stopped_kernel_tells_everyone_who_waits(hand: Hand) -> None:
         with pytest.raises(Stopped):  # or it would wait for ever
             hand.ask(actor_id, "z")
     assert hand.kernel.statistics().accepted == accepted
+
+
+def test_a_stopped_kernel_takes_no_message_wherever_the_actor_is(hand: Hand) -> None:
+    hand.ask("at rest", "read")
+    hand.ask("at work", "read")
+    hand.run()
+    hand.kernel.tell("at work", 1)
+    hand.kernel.tell("at work", 2)
+    hand.kernel.stop()
+    for actor_id in ("at rest", "at work", "not in memory"):
+        with pytest.raises(Stopped):
+            hand.kernel.tell(actor_id, 3)

@@ -95,6 +95,8 @@ class MailboxAgainstLists(RuleBasedStateMachine):
         assert self.mailbox.depth == len(waiting)
         assert self.mailbox.normal != []  # an empty lane is None: it holds nothing
         assert self.mailbox.control != []
+        if self.mailbox.lone is not None:  # and then nothing else waits
+            assert (len(waiting), self.mailbox.normal, self.mailbox.control) == (1, None, None)
 
     @invariant()
     def nothing_is_lost_doubled_or_overtaken(self) -> None:
