@@ -83,6 +83,11 @@ async def new_sessions(runtime: Runtime, count: int) -> list[str]:
     return ids
 
 
+async def catalog_written(runtime: Runtime) -> None:
+    """Returns once the catalog shows all sessions: what their creation still costs is none of what follows."""
+    await runtime._projector.flush()  # within 5 s it would come by itself, in the midst of the measurement
+
+
 def progress(n: int) -> Command:
     """A progress report, safe to send again."""
     return Command("progress.report", ReportProgress(done=n, total=1_000_000), None, "", SOURCE, n)
