@@ -76,7 +76,8 @@ def record(version: str) -> str | None:
         if code in FAILED_TO_RECORD or not document.exists():
             print(f"demo: {title} could not be recorded (exit code {code}); see above", file=sys.stderr)
             return None
-        session_id = str(json.loads(document.read_text("utf-8"))["session_id"])
+        recorded = json.loads(document.read_text("utf-8"))
+    session_id = str(recorded["session_id"])
     if code in FAILED_TO_TEST or code < 0 or code > 128:
         print(
             f"demo: the tests of {title} could not be run (exit code {code}); they said:",
@@ -85,6 +86,11 @@ def record(version: str) -> str | None:
         )
         sojourn("tail", session_id, "--lines", "30", "--data", str(DATA))
         return None
+    missing = {name: recorded[name] for name in ("undelivered", "refused", "lost") if recorded[name]}
+    if missing:
+        print(f"demo: {title} is not recorded in full ({missing}); see above", file=sys.stderr)
+        return None
+    print(f"all of its {recorded['delivered']:,} results, lines and measurements are kept; nothing was lost")
     return session_id
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from sojourn.runtime.stores.lock import owner_pid
+from sojourn.runtime.valkey import private_place, running_pid, url_of
+from tests.support import redis
 from tests.support.facade import UNKNOWN_ID
 from tests.support.recording import (
     DEADLINE_S,
@@ -257,6 +259,36 @@ def test_a_server_that_is_killed_in_between_loses_nothing(data: Data, tmp_path: 
     assert (session["status"], session["outcome"]) == ("completed", "passed")
     assert data.logged(session["session_id"]) == ["before", "after"]
     assert not data.spooled
+
+
+def test_a_private_valkey_that_is_killed_in_between_costs_the_recording_nothing(
+    data: Data, tmp_path: Path
+) -> None:
+    """As in the demo: the server starts it again, and the mirror says what the session says."""
+    redis.binary("valkey")
+    script = "echo before; touch started; while [ ! -e go ]; do sleep 0.02; done; echo after"
+    document = tmp_path / "r.json"
+    process = recording(data.folder, "--json", str(document), "--", "sh", "-c", script, cwd=tmp_path)
+    wait_until((tmp_path / "started").exists)
+    wait_until(data.has_sessions)
+    place = private_place(data.folder)
+    pid = running_pid(place)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: running_pid(place) not in (None, pid))
+    session_id = data.session()["session_id"]
+    show = [PYTHON, "-m", "sojourn", "show", session_id, "--redis", url_of(place)]
+    wait_until(
+        lambda: not subprocess.run(show, env=environment(), capture_output=True, check=False).returncode
+    )
+    (tmp_path / "go").touch()
+    _, stderr = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, stderr
+    recorded = json.loads(document.read_text())
+    assert (recorded["undelivered"], recorded["refused"], recorded["lost"]) == (0, 0, 0)
+    session = data.session()
+    assert (session["status"], session["outcome"]) == ("completed", "passed")
+    assert data.logged(session_id) == ["before", "after"]
 
 
 def test_a_killed_recorder_leaves_the_command_running_and_the_next_one_delivers(
