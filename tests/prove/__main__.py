@@ -1,4 +1,5 @@
-"""`python -m tests.prove [NAME...]`: runs proofs and writes `prove/NAME.json`. Exit code 1 where one does not hold.
+"""`python -m tests.prove [NAME...]`: runs proofs and writes `prove/NAME.json`. Exit code 1 where one does not hold, and 2 where
+all hold that can be run here, and one cannot.
 
 KILLS, SEED, PAIRS, SESSIONS and MINUTES in the environment set how much, and each proof names what else; without SEED one is
 drawn, and printed.
@@ -16,6 +17,7 @@ from pathlib import Path
 from bench.harness import environment
 
 from . import __path__ as here
+from ._prerequisite import Missing
 
 OUT = Path("prove")
 
@@ -34,11 +36,16 @@ def main(names: list[str]) -> int:
     # Nor is a server that compiles its modules at each start the one that a user has.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     OUT.mkdir(exist_ok=True)
-    failed = []
+    failed, missing = [], []
     for name in names or known:
         print(f"prove {name}: SEED={seed}", file=sys.stderr)
         began = time.monotonic()
-        found = importlib.import_module(f".{name}", __package__).prove(random.Random(seed))
+        try:
+            found = importlib.import_module(f".{name}", __package__).prove(random.Random(seed))
+        except Missing as error:
+            print(f"prove {name}: cannot be run here: {error}", file=sys.stderr)
+            missing.append(name)
+            continue
         found |= {"seed": seed, "took_s": round(time.monotonic() - began, 1), "environment": environment()}
         (OUT / f"{name}.json").write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
         print(
@@ -46,7 +53,7 @@ def main(names: list[str]) -> int:
         )
         if not found["holds"]:
             failed.append(name)
-    return 1 if failed else 0
+    return 1 if failed else 2 if missing else 0
 
 
 if __name__ == "__main__":

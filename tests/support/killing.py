@@ -1,8 +1,9 @@
 """A server that kills itself at a named point of its stores, over the real ones.
 
-`python -m tests.support.killing DATA PORT [POINT NTH]` serves DATA with settings under which everything happens often:
+`python -m tests.support.killing DATA PORT [POINT NTH [PLACE]]` serves DATA with settings under which everything happens often:
 snapshots, compaction, seals and both moves within seconds. POINT is `STORE.METHOD[.KIND].before` or `.after`, such as
-`objects.put.segment.before`, and the process is gone the NTH time it comes there.
+`objects.put.segment.before`, and the process is gone the NTH time it comes there; with it the power of the file system that
+is mounted at PLACE.
 """
 
 import os
@@ -21,6 +22,8 @@ from sojourn.runtime.paths import api_socket_path
 from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
 from sojourn.runtime.telemetry import configure_logging
+
+from .power import cut_power, end_with_parent
 
 METHODS = {
     "journal": ("append", "release", "forget"),
@@ -46,14 +49,17 @@ POINTS = tuple(
 class Fuse:
     """Kills this process the nth time `pass_` is told of the point."""
 
-    def __init__(self, point: str | None, nth: int) -> None:
+    def __init__(self, point: str | None, nth: int, place: Path | None = None) -> None:
         self._point = point
         self._left = nth
+        self._place = place
 
     def pass_(self, point: str) -> None:
         if point == self._point:
             self._left -= 1
             if self._left <= 0:
+                if self._place is not None:
+                    cut_power(self._place)
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -104,9 +110,8 @@ def eager(data_dir: Path) -> Settings:
     )
 
 
-async def main(data_dir: Path, port: int, point: str | None, nth: int) -> None:
+async def main(data_dir: Path, port: int, fuse: Fuse) -> None:
     configure_logging()
-    fuse = Fuse(point, nth)
     settings = eager(data_dir)
     with bind_tcp("127.0.0.1", port) as tcp:
         async with open_stores(settings) as stores:
@@ -120,5 +125,8 @@ async def main(data_dir: Path, port: int, point: str | None, nth: int) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     folder, number, *rest = sys.argv[1:]
-    anyio.run(main, Path(folder), int(number), rest[0] if rest else None, int(rest[1]) if rest else 0)
+    point, nth, place = [*rest, None, None, None][:3]
+    fuse = Fuse(point, int(nth or 0), Path(place) if place is not None else None)
+    anyio.run(main, Path(folder), int(number), fuse)

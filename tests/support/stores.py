@@ -221,9 +221,12 @@ async def put_object(folder: Path) -> None:
 
 
 async def own(folder: Path) -> None:
-    """Takes a new folder, and makes its journal."""
+    """Takes a new folder, makes its journal, and puts a group of records and an object there."""
     lock = FolderLock.acquire(folder)
-    await (await SqliteJournal.open(folder / "journal.db")).close()
+    journal = await SqliteJournal.open(folder / "journal.db")
+    await journal.append(group(1))
+    await FolderObjects(folder).put("a/b", b"the object")
+    await journal.close()
     lock.release()
     say(None)
 
