@@ -1,50 +1,38 @@
-"""Poison: messages that crash their session or its process, sessions that crash in a loop, events that cannot be applied."""
+"""Poison: messages that crash their session, and what a person does about them."""
 
-import subprocess
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
-from attrs import define, evolve, field
+from attrs import evolve
 
 from sojourn.actors.errors import (
     IdempotencyMismatch,
     IllegalInStatus,
-    IntensityExceeded,
     InvalidCommand,
     NoSuchSession,
     NotQuarantined,
     NotResendable,
     Quarantined,
-    SessionQuarantined,
     StorageFull,
     StoreError,
     StoreUnavailable,
 )
-from sojourn.actors.ports import CatalogQuery, Identity, InFlight, Record, RecordKind
+from sojourn.actors.ports import Record, RecordKind
 from sojourn.actors.session.actor import Done
 from sojourn.actors.session.commands import AppendLog, Command
 from sojourn.actors.session.model import Ack
-from sojourn.actors.session.poison import ATTEMPTS_MAX, ENTRIES_A_SESSION_MAX, Poison, encode_mark
+from sojourn.actors.session.poison import ENTRIES_A_SESSION_MAX, Poison, encode_mark
 from sojourn.actors.session.wire import read_command, read_create
-from sojourn.runtime.opening import Stores, SystemClock
-from sojourn.runtime.reader import Reader
-from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
-from sojourn.runtime.stores.inflight import MemoryInflight
-from sojourn.runtime.stores.memory import MemoryCatalog, MemoryObjects
 
 from ..support.faulty import FaultyJournal
-from ..support.poison import Fuse, result, with_fuse
+from ..support.poison import result, with_fuse
+from ..support.poisoned import World, log_line, new_session
 from ..support.wait import await_until
 
 pytestmark = pytest.mark.anyio
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -52,45 +40,9 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def log_line(text: str = "x", **identity: Any) -> Command:
-    return read_command({"type": "log.append", "stream": "stdout", "text": text, **identity})
-
-
-@define(eq=False)
-class World:
-    """Stores that outlive their runtimes, and a fuse that is armed."""
-
-    settings: Settings
-    fuse: Fuse
-    stores: Stores = field(
-        factory=lambda: Stores(
-            journal=FaultyJournal(),
-            catalog=MemoryCatalog(),
-            objects=MemoryObjects(),
-            archive=MemoryObjects(),
-        )
-    )
-
-    @asynccontextmanager
-    async def runtime(self) -> AsyncIterator[Runtime]:
-        async with Runtime.over(self.settings, self.stores, SystemClock()) as runtime:
-            yield runtime
-
-
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(*with_fuse(Settings(data_dir=tmp_path / "data")))
-
-
-async def new_session(runtime: Runtime) -> str:
-    record, _ = await runtime.create(read_create({}))
-    session_id: str = record["session_id"]
-    await runtime.ask(session_id, read_command({"type": "session.start"}))
-    return session_id
-
-
-async def types(runtime: Runtime, session_id: str) -> list[str]:
-    return [line.type async for line in runtime.events(session_id)]
 
 
 async def test_a_poison_command_is_kept_with_what_it_did_and_its_sender_is_told_so_also_after_a_restart(
@@ -407,236 +359,3 @@ async def test_a_mark_of_unknown_outcome_is_looked_up_before_anyone_is_answered(
         with pytest.raises(Quarantined):
             await runtime.ask(session_id, result(command_id="c1"))
         assert len(runtime.quarantine.listed()) == 1
-
-
-# -- sessions ----------------------------------------------------------------------------------------------------------
-
-
-class Broken(MemoryObjects):
-    """Objects that crash whoever lists them, as a mistake of ours would."""
-
-    broken = False
-
-    def list(self, prefix: str) -> AsyncIterator[str]:
-        if self.broken:
-            raise RuntimeError("a mistake of ours")
-        return super().list(prefix)
-
-
-async def test_a_session_that_crashes_in_a_loop_is_set_aside_visibly_until_a_person_releases_it(
-    world: World,
-) -> None:
-    objects = Broken()
-    world.stores = evolve(world.stores, objects=objects)
-    async with world.runtime() as runtime:
-        session_id, other = await new_session(runtime), await new_session(runtime)
-        await runtime.page(CatalogQuery())
-        assert runtime._kernel.passivate(session_id)
-        objects.broken = True
-        with pytest.raises(IntensityExceeded, match="until it is released"):
-            await runtime.ask(session_id, log_line())
-        assert await runtime.ask(other, log_line()) == Done(3)
-        objects.broken = False
-    async with world.runtime() as runtime:
-        record = await runtime.record(session_id)
-        assert record["quarantined"] == {
-            "at": record["quarantined"]["at"],
-            "crash": "RuntimeError: a mistake of ours",
-            "reason": "crash_loop",
-            "seq": None,
-        }
-        assert (await runtime.record(other))["quarantined"] is None
-        assert (await runtime.state(session_id))[0] == 2
-        assert await types(runtime, session_id) == ["session.created", "session.started"]
-        for refused in (runtime.ask(session_id, log_line()), runtime.accept_loss(session_id)):
-            with pytest.raises(IntensityExceeded):
-                await refused
-        with anyio.fail_after(10):
-            await runtime._drop(session_id)  # as for what is taken from the mirror: it has left memory
-        (item,) = runtime.quarantine.listed()
-        assert (item["kind"], item["number"], item["session_id"]) == ("session", 0, session_id)
-        assert await runtime.quarantine.release(session_id)
-        assert not await runtime.quarantine.release(session_id)
-        assert await runtime.ask(session_id, log_line()) == Done(3)
-        assert (await runtime.record(session_id))["quarantined"] is None
-    async with world.runtime() as runtime:
-        assert runtime.quarantine.listed() == []
-
-
-async def test_the_record_of_a_session_that_crashes_its_readers_too_is_told_all_the_same(
-    world: World,
-) -> None:
-    objects = Broken()
-    world.stores = evolve(world.stores, objects=objects)
-    async with world.runtime() as runtime:
-        session_id = await new_session(runtime)
-        await runtime.page(CatalogQuery())
-        assert runtime._kernel.passivate(session_id)
-        objects.broken = True
-        with pytest.raises(IntensityExceeded):
-            await runtime.ask(session_id, log_line())
-        assert (await runtime.record(session_id))["quarantined"]["reason"] == "crash_loop"
-        with pytest.raises(IntensityExceeded):
-            await runtime.state(session_id)
-
-
-async def test_an_event_that_cannot_be_applied_makes_its_session_read_only_before_it_and_is_tried_again(
-    tmp_path: Path,
-) -> None:
-    world = World(*with_fuse(Settings(data_dir=tmp_path / "data"), "dedup_commands_max"))
-    world.fuse.armed = False
-    async with world.runtime() as runtime:
-        session_id, other = await new_session(runtime), await new_session(runtime)
-        await runtime.ask(session_id, log_line("counted once"))
-        before = await runtime.state(session_id)
-        await runtime.ask(session_id, log_line(command_id="c1"))
-        await runtime.ask(session_id, log_line())
-        after = await runtime.state(session_id)
-    world.fuse.armed = True
-    async with world.runtime() as runtime:
-        assert await runtime.state(session_id) == before
-        with pytest.raises(SessionQuarantined, match=r"event 4 of .* tried again at the next start"):
-            await runtime.ask(session_id, log_line())
-        record = await runtime.record(session_id)
-        assert record["seq"] == 3
-        assert record["quarantined"] == {
-            "at": None,
-            "crash": "RuntimeError: boom",
-            "reason": "replay",
-            "seq": 4,
-        }
-        assert await types(runtime, session_id) == ["session.created", "session.started"] + 3 * [
-            "log.appended"
-        ]
-        assert await runtime.ask(other, log_line()) == Done(3)
-        kernel = runtime.statistics().kernel
-        assert (kernel.crashes, kernel.actors_quarantined) == (0, 0)
-    world.fuse.armed = False
-    async with world.runtime() as runtime:
-        assert await runtime.state(session_id) == after
-        assert (await runtime.record(session_id))["quarantined"] is None
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_an_event_of_a_newer_version_makes_its_session_read_only_and_shows_in_the_folder(
-    tmp_path: Path,
-) -> None:
-    settings = Settings(data_dir=tmp_path / "data")
-    async with Runtime.open(settings) as runtime:
-        session_id = await new_session(runtime)
-        event = b'{"at":"2026-11-22T10:00:00Z","cause":null,"data":{},"seq":3,"type":"session.dreamt"}\n'
-        await runtime._journal.append([Record(session_id, 3, 1, runtime.epoch, event)])
-    async with Runtime.open(settings) as runtime:
-        record = await runtime.record(session_id)
-        assert (record["seq"], record["status"], record["quarantined"]["seq"]) == (2, "running", 3)
-        assert "upgrade" in record["quarantined"]["crash"]
-        assert (await types(runtime, session_id))[-1] == "session.dreamt"
-        with pytest.raises(SessionQuarantined):
-            await runtime.ask(session_id, log_line())
-    async with Reader.open(settings.data_dir) as reader:
-        assert (await reader.record(session_id))["quarantined"]["seq"] == 3
-        assert [found["quarantined"]["seq"] for found in await reader.page(CatalogQuery())] == [3]
-
-
-# -- commands that kill ------------------------------------------------------------------------------------------------
-
-
-def run_owner(folder: Path, *more: str) -> tuple[int, list[str]]:
-    """Exit code and what it printed, of an owner that a command kills, or would."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.poison", str(folder), *more],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return done.returncode, done.stdout.split("\n")[:-1]
-
-
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_command_that_kills_its_process_twice_is_set_aside_at_the_next_start(tmp_path: Path) -> None:
-    killed = -9
-    code, (session_id,) = run_owner(tmp_path, "armed")
-    assert code == killed
-    assert run_owner(tmp_path, "armed") == (killed, [session_id])
-    assert run_owner(tmp_path, "armed") == (0, [session_id, "quarantined"])
-    async with Runtime.open(Settings(data_dir=tmp_path)) as runtime:
-        shown = runtime.quarantine.shown(session_id, 1)
-        assert (shown["killed"], shown["attempts"], shown["source"], shown["n"]) == (True, 2, "rep", 1)
-        assert shown["command"]["case_id"] == "case"  # learned when it came again
-        assert shown["traceback"] is None
-        assert await runtime.quarantine.retry(session_id, 1) == Done(3)
-        assert await runtime.ask(session_id, result(source="rep", n=1)) == Done(3, True)
-
-
-async def in_flight(world: World, left: InFlight) -> list[dict[str, Any]]:
-    """What is set aside after a start at which this was found."""
-    world.stores = evolve(world.stores, inflight=MemoryInflight(left))
-    async with world.runtime() as runtime:
-        return runtime.quarantine.listed()
-
-
-async def test_a_command_that_was_only_there_when_the_process_was_killed_is_not_held_against_it(
-    world: World,
-) -> None:
-    journal = world.stores.journal
-    assert isinstance(journal, FaultyJournal)
-    async with world.runtime() as runtime:
-        session_id = await new_session(runtime)
-    await in_flight(world, InFlight(session_id=session_id, kind=Identity.SOURCE, n=1, name="rep"))
-    world.stores = evolve(world.stores, inflight=MemoryInflight())
-    async with world.runtime() as runtime:
-        assert await runtime.ask(session_id, log_line(source="rep", n=1)) == Done(3)
-        journal.refuse_kind = RecordKind.RELEASE
-        await runtime.quarantine.tidy()
-        assert len(await journal.marks()) == 1
-        journal.refuse_kind = None
-        await runtime.quarantine.tidy()
-        assert await journal.marks() == []
-
-
-async def test_a_command_that_was_there_at_a_kill_and_crashes_once_is_set_aside(world: World) -> None:
-    async with world.runtime() as runtime:
-        session_id = await new_session(runtime)
-    await in_flight(world, InFlight(session_id=session_id, kind=Identity.COMMAND_ID, n=0, name="c1"))
-    world.stores = evolve(world.stores, inflight=MemoryInflight())
-    async with world.runtime() as runtime:
-        with pytest.raises(Quarantined):
-            await runtime.ask(session_id, result(command_id="c1"))
-        assert runtime.statistics().kernel.crashes == 1
-        assert [mark.kind for mark in await world.stores.journal.marks()] == [RecordKind.QUARANTINE]
-
-
-async def test_a_killer_of_which_only_the_identity_is_known_is_retried_by_its_sender(world: World) -> None:
-    async with world.runtime() as runtime:
-        session_id = await new_session(runtime)
-    left = InFlight(session_id=session_id, kind=Identity.COMMAND_ID, n=0, name="c1")
-    assert await in_flight(world, left) == []
-    (item,) = await in_flight(world, left)
-    assert (item["command_id"], item["type"], item["killed"]) == ("c1", None, True)
-    world.stores = evolve(world.stores, inflight=MemoryInflight())
-    world.fuse.armed = False
-    async with world.runtime() as runtime:
-        assert await runtime.quarantine.retry(session_id, 1) is None
-        assert await runtime.ask(session_id, result(command_id="c1")) == Done(3)
-
-
-async def test_a_command_that_was_done_is_answered_as_done_whatever_stood_in_the_page(world: World) -> None:
-    async with world.runtime() as runtime:
-        session_id = await new_session(runtime)
-        await runtime.ask(session_id, log_line(command_id="c1"))
-    left = InFlight(session_id=session_id, kind=Identity.COMMAND_ID, n=0, name="c1")
-    await in_flight(world, left)
-    assert len(await in_flight(world, left)) == 1
-    async with world.runtime() as runtime:
-        assert await runtime.ask(session_id, log_line(command_id="c1")) == Done(3, True)
-
-
-async def test_no_more_attempts_stand_than_a_day_of_kills(world: World) -> None:
-    for n in range(ATTEMPTS_MAX + 3):
-        await in_flight(world, InFlight(session_id="s", kind=Identity.SOURCE, n=n, name="rep"))
-    marks = await world.stores.journal.marks()
-    assert {mark.kind for mark in marks} == {RecordKind.ATTEMPT}
-    assert len(marks) == ATTEMPTS_MAX
