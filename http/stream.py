@@ -1,30 +1,33 @@
 """Server-sent events (WHATWG HTML, 9.2): a session's history above a seq, then what happens, frame by frame.
 
-Two tasks a stream. The *feeder* pulls lines from the runtime and stops pulling while `FRAMES_BYTES_MAX` wait to be sent;
-the runtime then lets the stream fall behind and goes on from the history later, so a slow reader costs this buffer
-and slows nobody. The *writer* sends all that is ready in one chunk, and a comment when nothing was for a while.
+A stream pulls: it takes what is there, sends it in chunks, and takes what has come meanwhile. So a slow reader slows nobody
+and costs what it is being sent; it falls behind, and the runtime goes on from the history. What happens is made into frames
+once, by the first stream that comes to it, and sent by all of them: what is left of a fan-out is one wake-up and the
+server's own writing. Comments and the deadline are looked after every few seconds, so that no event pays for a timer.
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 import anyio
 import structlog
+from attrs import define, field
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..actors.session.commands import ENDING_EVENTS
-from ..runtime.live import Line
+from ..runtime.live import Line, News, Subscription, lines_of
 from ..runtime.runtime import Runtime
 from .answers import encode
 
 log = structlog.stdlib.get_logger()
 
-FRAMES_BYTES_MAX = 64 * 1024
-# The wire promises a comment at least every 15 s; the rest is for a loop that is late.
-COMMENT_INTERVAL_S = 14.0
-# A reader that takes nothing for so long is let go: it resumes by the last id it saw.
+# A chunk ends with the frame that reaches this.
+CHUNK_BYTES = 64 * 1024
+# The wire promises a comment at least every 15 s: it comes when nothing was sent from one look to the next.
+LOOK_EVERY_S = 7.0
+# A reader that takes nothing for so long is let go at the next look: it resumes by the last id it saw.
 STALLED_S = 60.0
 # How long a browser waits before it reconnects.
 RETRY_FRAME = b"retry: 2000\n\n"
@@ -55,74 +58,51 @@ class StreamRegistry:
     """The streams that are open. Closing it ends them all, and every later one at once."""
 
     def __init__(self) -> None:
-        self._open: set[_Outbox] = set()
+        self._open: set[Progress] = set()
         self._closed = False
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def __iter__(self) -> "Iterator[_Outbox]":
+    def __iter__(self) -> "Iterator[Progress]":
         return iter(self._open)
 
-    def add(self, outbox: "_Outbox") -> None:
-        self._open.add(outbox)
+    def add(self, stream: "Progress") -> None:
+        self._open.add(stream)
         if self._closed:
-            outbox.close()
+            stream.close()
 
-    def discard(self, outbox: "_Outbox") -> None:
-        self._open.discard(outbox)
+    def discard(self, stream: "Progress") -> None:
+        self._open.discard(stream)
 
     def close(self) -> None:
         self._closed = True
-        for outbox in self._open:
-            outbox.close()
+        for stream in self._open:
+            stream.close()
 
 
-class _Outbox:
-    """Frames between feeder and writer. At most `FRAMES_BYTES_MAX` and one frame wait.
+@define(eq=False)
+class Progress:
+    """How far an open stream is.
 
     Attributes:
-        waiting_bytes: what waits now.
+        place: where it waits for what happens, once it does.
+        waiting_bytes: of the chunk that is being sent; 0: nothing is.
+        sent: how many chunks were.
+        closed: it takes no more, and ends once what is being sent was taken.
+        stalled: cancelled, it ends in the middle of a chunk.
     """
 
-    def __init__(self) -> None:
-        self._frames: list[bytes] = []
-        self.waiting_bytes = 0
-        self._changed: anyio.Event | None = None
-        self.closed = False
-
-    async def put(self, frame: bytes) -> None:
-        """Waits while it is full and not closed."""
-        while self.waiting_bytes >= FRAMES_BYTES_MAX and not self.closed:
-            await self._wait_change()
-        self._frames.append(frame)
-        self.waiting_bytes += len(frame)
-        self._wake()
-
-    async def take(self) -> bytes:
-        """All frames that wait, at least one; empty once it is closed and taken out."""
-        while not self._frames and not self.closed:
-            await self._wait_change()
-        chunk = b"".join(self._frames)
-        self._frames.clear()
-        self.waiting_bytes = 0
-        self._wake()
-        return chunk
+    place: Subscription | None = None
+    waiting_bytes: int = 0
+    sent: int = 0
+    closed: bool = False
+    stalled: anyio.CancelScope = field(factory=anyio.CancelScope)
 
     def close(self) -> None:
-        """No more is waited for; what waits can still be taken."""
         self.closed = True
-        self._wake()
-
-    async def _wait_change(self) -> None:
-        # Feeder and writer never wait both: one waits while it is full, the other while it is empty.
-        self._changed = anyio.Event()
-        await self._changed.wait()
-
-    def _wake(self) -> None:
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
+        if self.place is not None:
+            self.place.recall()
 
 
 class EventStream(Response):
@@ -159,26 +139,47 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        outbox = _Outbox()
-        await outbox.put(RETRY_FRAME + self._opening)
-        self._opening = b""  # a snapshot may be large, and a stream lives for days
-        self._registry.add(outbox)
+        progress = Progress()
+        self._registry.add(progress)
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._feed, outbox)
-                tasks.start_soon(_wait_disconnect, receive, outbox)
-                await self._write(outbox, send)
+                tasks.start_soon(_wait_disconnect, receive, progress)
+                tasks.start_soon(self._look_after, progress)
+                with progress.stalled:
+                    async with contextlib.aclosing(self._chunks(progress)) as chunks:
+                        async for chunk in chunks:
+                            progress.waiting_bytes = len(chunk)
+                            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                            progress.waiting_bytes = 0
+                            progress.sent += 1
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
                 tasks.cancel_scope.cancel()
         finally:
-            self._registry.discard(outbox)
+            self._registry.discard(progress)
 
-    async def _feed(self, outbox: _Outbox) -> None:
+    async def _chunks(self, progress: Progress) -> AsyncGenerator[bytes]:
+        opening, self._opening = self._opening, b""  # a snapshot may be large, and a stream lives for days
+        yield RETRY_FRAME + opening
+        del opening
         try:
-            async with self._lines() as lines:
-                async for line in lines:
-                    await outbox.put(event_frame(line.epoch, line.seq, line.type, line.line))
-                    if outbox.closed or (self._until_end and line.type in ENDING_EVENTS):
-                        break
+            if self._until_end and self._ended:
+                async with contextlib.aclosing(self._stored()) as chunks:
+                    async for chunk in chunks:
+                        if progress.closed:
+                            return
+                        yield chunk
+                return
+            async with self._runtime.follow(self._session_id, after=self._after) as place:
+                progress.place = place
+                while not (progress.closed or place.closed):
+                    after = place.after
+                    news = await place.take()
+                    if not news and not (progress.closed or place.closed):
+                        yield COMMENT_FRAME
+                    for chunk, is_last in self._framed(news, after):
+                        yield chunk
+                        if is_last or progress.closed:
+                            return
         except Exception as error:
             # It is too late for a problem document. The reader comes back by its last id, and is told then.
             log.warning(
@@ -187,28 +188,68 @@ class EventStream(Response):
                 remedy="none is needed: the reader comes back by its last id",
                 exc_info=error,
             )
-        outbox.close()
 
-    def _lines(self) -> contextlib.AbstractAsyncContextManager[AsyncIterator[Line]]:
-        if self._until_end and self._ended:
-            return contextlib.aclosing(self._runtime.events(self._session_id, after=self._after))
-        return self._runtime.stream(self._session_id, after=self._after)
+    async def _stored(self) -> AsyncGenerator[bytes]:
+        frames, size = [], 0
+        async with contextlib.aclosing(self._runtime.events(self._session_id, after=self._after)) as lines:
+            async for line in lines:
+                frames.append(_frame(line))
+                size += len(frames[-1])
+                if line.type in ENDING_EVENTS:
+                    break
+                if size >= CHUNK_BYTES:
+                    yield b"".join(frames)
+                    frames, size = [], 0
+        yield b"".join(frames)
 
-    async def _write(self, outbox: _Outbox, send: Send) -> None:
+    def _framed(self, news: Sequence[News], after: int) -> Iterator[tuple[bytes, bool]]:
+        """Chunks, and whether it is the one that ends the stream."""
+        frames: list[bytes] = []
+        size = 0
+        for one in news:
+            record = one.record
+            if record.first_seq > after and not self._until_end and len(record.payload) <= CHUNK_BYTES:
+                if one.frames is None:
+                    one.frames = b"".join([_frame(line) for line in lines_of(record, 0)])
+                frames.append(one.frames)
+                size += len(one.frames)
+            else:
+                for line in lines_of(record, after):
+                    frames.append(_frame(line))
+                    size += len(frames[-1])
+                    if self._until_end and line.type in ENDING_EVENTS:
+                        yield b"".join(frames), True
+                        return
+                    if size >= CHUNK_BYTES:
+                        yield b"".join(frames), False
+                        frames, size = [], 0
+            if size >= CHUNK_BYTES:
+                yield b"".join(frames), False
+                frames, size = [], 0
+        if frames:
+            yield b"".join(frames), False
+
+    async def _look_after(self, progress: Progress) -> None:
+        """A comment when nothing was sent since the last look, and an end when nothing was taken for too long."""
+        sent, silent_s = 0, 0.0
         while True:
-            chunk = COMMENT_FRAME
-            with anyio.move_on_after(COMMENT_INTERVAL_S):
-                chunk = await outbox.take()
-            with anyio.move_on_after(STALLED_S) as taken_in_time:
-                await send({"type": "http.response.body", "body": chunk, "more_body": bool(chunk)})
-            if not chunk:
-                return
-            if taken_in_time.cancelled_caught:
-                log.info("http.stream_stalled", session=self._session_id, stalled_s=STALLED_S)
-                return
+            await anyio.sleep(LOOK_EVERY_S)
+            silent_s = silent_s + LOOK_EVERY_S if progress.sent == sent else 0.0
+            sent = progress.sent
+            if progress.waiting_bytes:
+                if silent_s >= STALLED_S:
+                    log.info("http.stream_stalled", session=self._session_id, stalled_s=STALLED_S)
+                    progress.stalled.cancel()
+                    return
+            elif silent_s and progress.place is not None:
+                progress.place.recall()
 
 
-async def _wait_disconnect(receive: Receive, outbox: _Outbox) -> None:
+async def _wait_disconnect(receive: Receive, progress: Progress) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    outbox.close()
+    progress.close()
+
+
+def _frame(line: Line) -> bytes:
+    return event_frame(line.epoch, line.seq, line.type, line.line)

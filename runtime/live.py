@@ -9,9 +9,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import anyio
 from attrs import define, field, frozen
 
+from ..actors.kernel.park import Gate
 from ..actors.ports import Journal, Record
 from .recovery import History
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 TAIL_BYTES_MAX = 1024 * 1024
 HISTORY_BYTES_A_READ = 1024 * 1024
+# Held while a slow reader takes it, by each of them.
+CATCH_UP_BYTES_A_READ = 256 * 1024
 
 
 @define
@@ -56,14 +58,28 @@ class LiveStatistics:
 
 
 @define(eq=False)
+class News:
+    """A committed record, as its session's live readers share it. `frames` is what one of them made of all its lines, for
+    the others to send as well; None until then."""
+
+    record: Record
+    last_seq: int
+    frames: bytes | None = None
+
+
+@define(eq=False)
 class _Watched:
     subscribers: set["Subscription"] = field(factory=set)
-    tail: deque[Record] = field(factory=deque)
+    tail: deque[News] = field(factory=deque)
     tail_bytes: int = 0
 
 
 class Subscription:
-    """One reader's place."""
+    """One reader's place.
+
+    Attributes:
+        after: the seq of the last event that was taken.
+    """
 
     def __init__(
         self,
@@ -79,37 +95,75 @@ class Subscription:
         self._history = history
         self._session_id = session_id
         self._watched = watched
-        self._news = anyio.Event()
+        self._woken = Gate()
+        self._recalled = False
         self.after = after
+
+    @property
+    def closed(self) -> bool:
+        """The hub has closed: nothing more will come."""
+        return self._hub.closed
 
     def notify(self) -> None:
         """There is something new. Never blocks."""
-        self._news.set()
+        self._woken.wake()
+
+    def recall(self) -> None:
+        """`take` returns, with nothing if there is nothing. Never blocks."""
+        self._recalled = True
+        self._woken.wake()
+
+    async def take(self) -> Sequence[News]:
+        """What is there above `after`: at least one record, of which a part may lie below, and no more after the one with which
+        they reach `CATCH_UP_BYTES_A_READ`. Empty once the hub has closed, and after `recall`. For one task only."""
+        while not self._hub.closed:
+            news = self._from_tail()
+            if not news:
+                head = self._journal.heads().get(self._session_id)
+                if head is None or self.after < head:
+                    news = await self._from_history()  # nothing: it was handed over, and nothing follows
+            if news:
+                self.after = news[-1].last_seq
+                return news
+            if self._recalled:
+                self._recalled = False
+                break
+            # A wake since the last wait is kept, so an event that came while this looked around is not missed.
+            await self._woken.wait()
+        return ()
+
+    def _from_tail(self) -> Sequence[News]:
+        """Nothing where the tail does not go on from here. Its end is looked at first: the journal's heads move a moment
+        before a commit is published, and what is not in the tail yet is durable, so it is read from the journal; waiting for
+        it here would wait without giving way."""
+        tail, after = self._watched.tail, self.after
+        if not tail or (newest := tail[-1]).last_seq <= after:
+            return ()
+        if newest.record.first_seq <= after + 1:  # most readers have seen all but this one
+            return (newest,)
+        if tail[0].record.first_seq > after + 1:
+            return ()
+        found: list[News] = []
+        size_bytes = 0
+        for news in tail:
+            if news.last_seq > after:
+                found.append(news)
+                size_bytes += len(news.record.payload)
+                if size_bytes >= CATCH_UP_BYTES_A_READ:
+                    break
+        return found
+
+    async def _from_history(self) -> Sequence[News]:
+        records = await self._history.read(self._session_id, self.after, bytes_max=CATCH_UP_BYTES_A_READ)
+        return [News(record, record.last_seq) for record in records]
 
     async def lines(self) -> AsyncGenerator[Line]:
         """Events above `after`, until the hub closes."""
         while not self._hub.closed:
-            # Looked at before the news are renewed: an event between the two would be missed otherwise.
-            self._news = anyio.Event()
-            head = self._journal.heads().get(self._session_id)
-            if head is not None and self.after >= head:
-                await self._news.wait()
-                continue
-            records = await self._next_records()
-            if not records:  # handed over, and nothing follows
-                await self._news.wait()
-            for record in records:
-                for line in lines_of(record, self.after):
-                    self.after = line.seq
+            after = self.after
+            for news in await self.take():
+                for line in lines_of(news.record, after):
                     yield line
-
-    async def _next_records(self) -> Sequence[Record]:
-        tail = self._watched.tail
-        # Its end is looked at too: the journal's heads move a moment before a commit is published. What is not in the tail
-        # yet is durable, so it is read from the journal; waiting for it here would wait without giving way.
-        if tail and tail[0].first_seq <= self.after + 1 and tail[-1].last_seq > self.after:
-            return [record for record in tail if record.last_seq > self.after]
-        return await self._history.read(self._session_id, self.after, bytes_max=HISTORY_BYTES_A_READ)
 
 
 class LiveHub:
@@ -136,10 +190,10 @@ class LiveHub:
             watched = self._watched.get(record.session_id)
             if watched is None:
                 continue
-            watched.tail.append(record)
+            watched.tail.append(News(record, record.last_seq))
             watched.tail_bytes += len(record.payload)
             while watched.tail_bytes > TAIL_BYTES_MAX and len(watched.tail) > 1:
-                watched.tail_bytes -= len(watched.tail.popleft().payload)
+                watched.tail_bytes -= len(watched.tail.popleft().record.payload)
             for subscription in watched.subscribers:
                 subscription.notify()
 

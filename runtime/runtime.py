@@ -46,7 +46,7 @@ from ..actors.tiering.actor import (
 )
 from .compactor import CompactionStatistics
 from .facts import KEEP, Keep
-from .live import Line, LiveStatistics, lines_of
+from .live import Line, LiveStatistics, Subscription, lines_of
 from .monitor import wait_for_down
 from .opening import Stores, SystemClock, open_stores
 from .overview import Overview, sessions_of
@@ -340,7 +340,11 @@ class Runtime(Sessions):
     # -- reading ---------------------------------------------------------------------------------------------------
 
     async def record(self, session_id: str) -> dict[str, Any]:
-        """The public record. Raises NoSuchSession."""
+        """The public record. Readers of the same moment may be given the same values, so they are not to be changed.
+
+        Raises:
+            NoSuchSession: there is none.
+        """
         await self._must_exist(session_id)
         if (moved := await self._moved_record(session_id)) is not None:
             return self._completed(moved)
@@ -349,21 +353,23 @@ class Runtime(Sessions):
             if row is not None:  # told in any case, whatever crashes it
                 return self._completed(decode_record(row.record))
         return self._completed(
-            await self._look(session_id, read_record(self.epoch, self._snapshotter.path(session_id)))
+            await self._look_together(
+                session_id, read_record(self.epoch, self._snapshotter.path(session_id)), "record"
+            )
         )
 
     async def state(self, session_id: str) -> tuple[int, bytes]:
         """(seq, the state as canonical JSON). Raises NoSuchSession."""
         await self._must_exist(session_id)
-        answer: tuple[int, bytes] = await self._look(session_id, read_state())
+        answer: tuple[int, bytes] = await self._look_together(session_id, read_state(), "state")
         return answer
 
     async def snapshot(self, session_id: str) -> tuple[dict[str, Any], int, bytes]:
-        """(public record, seq, state as canonical JSON), all of one moment. Raises NoSuchSession."""
+        """(public record, seq, state as canonical JSON), all of one moment. As `record`."""
         await self._must_exist(session_id)
         moved = await self._moved_record(session_id)
-        record, seq, state = await self._look(
-            session_id, read_both(self.epoch, self._snapshotter.path(session_id))
+        record, seq, state = await self._look_together(
+            session_id, read_both(self.epoch, self._snapshotter.path(session_id)), "both"
         )
         return self._completed(moved or record), seq, state
 
@@ -384,10 +390,15 @@ class Runtime(Sessions):
     async def stream(self, session_id: str, *, after: int) -> AsyncIterator[AsyncIterator[Line]]:
         """The events above `after`, those there and those to come: each once, in order, until the runtime closes. Raises
         NoSuchSession."""
+        async with self.follow(session_id, after=after) as place, aclosing(place.lines()) as lines:
+            yield lines
+
+    @asynccontextmanager
+    async def follow(self, session_id: str, *, after: int) -> AsyncIterator[Subscription]:
+        """As `stream`, record by record, for whoever sends the same to many."""
         await self._must_exist(session_id)
-        with self._hub.subscribe(session_id, after) as subscription:
-            async with aclosing(subscription.lines()) as lines:
-                yield lines
+        with self._hub.subscribe(session_id, after) as place:
+            yield place
 
     async def page(self, query: CatalogQuery) -> list[dict[str, Any]]:
         """Public records, newest first; everything that was durable before the call is in it."""

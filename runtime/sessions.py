@@ -70,6 +70,7 @@ from .quarantine import Quarantine, quarantined_document
 from .recovery import History, Recovery
 from .residents import Residents
 from .settings import Settings
+from .shared_reads import SharedReads
 from .shelves import ACTIVE, Shelves
 from .snapshots import Snapshotter
 from .stalls import StallWatch
@@ -132,6 +133,7 @@ class Sessions(ABC):
             look=self._look,
         )
         self._park = parking()
+        self._reads = SharedReads(self._ask_to_read)
         self._kernel = Kernel(
             clock=clock.monotonic,
             dynamic=ActorSpec(
@@ -310,8 +312,17 @@ class Sessions(ABC):
         """A read overtakes what waits to change, and is answered while the journal refuses changes."""
         if self.quarantine.hold(session_id) is not None:
             return self._look_at_stored(session_id, read)
+        return self._ask_to_read(session_id, read, self._park())
+
+    def _look_together(self, session_id: str, read: Read, kind: str) -> Awaitable[Any]:
+        """As `_look`, in one turn with whoever asks the same meanwhile."""
+        if self.quarantine.hold(session_id) is not None:
+            return self._look_at_stored(session_id, read)
+        return self._reads.look(session_id, read, kind)
+
+    def _ask_to_read(self, session_id: str, read: Read, reply: Parked) -> Parked:
         return self._kernel.ask(
-            session_id, read, self._park(), deadline_s=self.settings.ask_deadline_s, control=True
+            session_id, read, reply, deadline_s=self.settings.ask_deadline_s, control=True
         )
 
     async def _look_at_stored(self, session_id: str, read: Read) -> Any:

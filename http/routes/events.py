@@ -61,11 +61,11 @@ async def stream(request: Request, runtime: Runtime) -> Response:
     if until not in (None, "end"):
         raise InvalidRequest("parameter", "until", f"got {until!r}; it can only be end"[:300])
     asked = _asked_place(request, query)
-    record = await runtime.record(session_id)
     if asked is None:
         record, seq, state = await runtime.snapshot(session_id)
         opening = snapshot_frame(record["epoch"], seq, record, state)
     else:
+        record = await runtime.record(session_id)
         epoch, seq = await _standing_place(runtime, session_id, asked, record)
         opening = rewound_frame(epoch, asked.seq, seq) if seq != asked.seq else b""
     return EventStream(

@@ -1,6 +1,7 @@
 """Live streams over a real socket: snapshot, resume, rewound, the end, slow readers and shutdown."""
 
 import json
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 import anyio
 import httpx2
 
+from sojourn.actors.kernel.mailbox import CONTROL_MESSAGES_MAX
 from tests.support.facade import (
     ON_ASYNCIO,
     UNKNOWN_ID,
@@ -238,6 +240,32 @@ async def test_a_reader_that_does_not_read_slows_nobody_and_costs_bounded_memory
             (outbox,) = [box for box in app.streams if box.waiting_bytes]
             assert outbox.waiting_bytes < 256 * 1024
         await until(lambda: len(app.streams) == 0)
+
+
+async def test_more_viewers_at_once_than_a_mailbox_holds_are_all_served_and_see_the_same(
+    tmp_path: Path,
+) -> None:
+    async with served(tmp_path) as (client, app):
+        session_id = await new_session(client)
+        viewers, ids = 3 * CONTROL_MESSAGES_MAX // 2, range(3, 8)
+        seen: list[list[bytes]] = []
+
+        async def view() -> None:
+            request = f"GET /api/v1/sessions/{session_id}/stream HTTP/1.1\r\nhost: x\r\n\r\n"
+            async with await anyio.connect_tcp("127.0.0.1", client.base_url.port or 0) as socket:
+                await socket.send(request.encode())
+                body = b""
+                while b"id: 1.%d\n" % ids[-1] not in body:
+                    body += await socket.receive()
+            seen.append(re.findall(rb"id: 1\.(\d+)\n", body))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(viewers):
+                tasks.start_soon(view)
+            await until(lambda: len(app.streams) == viewers)
+            for _ in ids:
+                await command(client, session_id, type="log.append", stream="stdout", text="x")
+        assert seen == [[b"%d" % seq for seq in (2, *ids)]] * viewers
 
 
 async def test_a_reader_that_goes_away_is_noticed(tmp_path: Path) -> None:

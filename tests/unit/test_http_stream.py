@@ -1,7 +1,7 @@
 """A live stream on a virtual clock: comments, stalled readers, a runtime that fails."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import cast
 
 import anyio
@@ -9,10 +9,20 @@ import pytest
 import trio
 import trio.testing
 from attrs import define, field
+from starlette.types import Message
 
 from sojourn.actors.errors import StoreUnavailable
-from sojourn.http.stream import COMMENT_FRAME, STALLED_S, EventStream, StreamRegistry, event_frame
-from sojourn.runtime.live import Line
+from sojourn.actors.ports import Record
+from sojourn.http.stream import (
+    CHUNK_BYTES,
+    COMMENT_FRAME,
+    LOOK_EVERY_S,
+    STALLED_S,
+    EventStream,
+    StreamRegistry,
+    event_frame,
+)
+from sojourn.runtime.live import News, lines_of
 from sojourn.runtime.runtime import Runtime
 from tests.support.facade import Exchange
 
@@ -23,27 +33,36 @@ SCOPE = {"type": "http", "method": "GET", "path": "/"}
 
 @define
 class Script:
-    """A runtime whose stream gives these lines, each after a pause, and then an error or nothing."""
+    """A runtime of one session in which these events happen, each after a pause, and then an error or nothing."""
 
-    lines: list[tuple[float, Line]] = field(factory=list)
+    happens: list[tuple[float, News]] = field(factory=list)
     error: Exception | None = None
     closed: bool = False
+    left: bool = False
+    after: int = 0
+    recalled: anyio.Event = field(factory=anyio.Event)
 
     @asynccontextmanager
-    async def stream(self, session_id: str, *, after: int) -> AsyncIterator[AsyncIterator[Line]]:
-        async with aclosing(self._lines()) as lines:
-            try:
-                yield lines
-            finally:
-                self.closed = True
+    async def follow(self, session_id: str, *, after: int) -> AsyncIterator["Script"]:
+        try:
+            yield self
+        finally:
+            self.left = True
 
-    async def _lines(self) -> AsyncGenerator[Line]:
-        for pause_s, line in self.lines:
+    async def take(self) -> list[News]:
+        if self.happens:
+            pause_s, news = self.happens.pop(0)
             await anyio.sleep(pause_s)
-            yield line
+            self.after = news.last_seq
+            return [news]
         if self.error is not None:
             raise self.error
-        await anyio.sleep_forever()
+        await self.recalled.wait()
+        self.recalled = anyio.Event()
+        return []
+
+    def recall(self) -> None:
+        self.recalled.set()
 
     def answer(self, registry: StreamRegistry, *, until_end: bool = False) -> EventStream:
         runtime = cast(Runtime, self)
@@ -52,8 +71,16 @@ class Script:
         )
 
 
-def line(seq: int, text: bytes = b"x", kind: str = "log.appended") -> Line:
-    return Line(1, seq, kind, b'{"text":"%b"}' % text)
+def record(first_seq: int, *texts: bytes, kind: bytes = b"log.appended") -> News:
+    """One commit."""
+    payload = b"".join([b'{"text":"%b","type":"%b"}\n' % (text, kind) for text in texts])
+    found = Record("sess_1", first_seq, len(texts), 1, payload)
+    return News(found, found.last_seq)
+
+
+def frames(news: News) -> bytes:
+    lines = lines_of(news.record, 0)
+    return b"".join([event_frame(line.epoch, line.seq, line.type, line.line) for line in lines])
 
 
 async def test_a_silent_stream_carries_a_comment_at_least_every_15_seconds(
@@ -69,39 +96,77 @@ async def test_a_silent_stream_carries_a_comment_at_least_every_15_seconds(
     assert max(gaps) <= 15.0
 
 
-async def test_frames_that_wait_leave_as_one_chunk() -> None:
-    exchange = Exchange(reading=anyio.Event())
-    script = Script([(0.0, line(seq)) for seq in range(1, 4)])
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(script.answer(StreamRegistry()), SCOPE, exchange.receive, exchange.send)
-        await trio.testing.wait_all_tasks_blocked()
-        assert exchange.reading is not None
-        exchange.reading.set()
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.cancel_scope.cancel()
-    expected = b"".join(event_frame(1, seq, "log.appended", line(seq).line) for seq in range(1, 4))
-    assert exchange.body.endswith(expected)
-    assert len(exchange.sent) <= 3
+async def test_events_of_one_commit_leave_as_one_chunk() -> None:
+    exchange = Exchange()
+    news = record(1, b"x", b"y", b"z")
+    with trio.move_on_after(1):
+        await Script([(0.0, news)]).answer(StreamRegistry())(SCOPE, exchange.receive, exchange.send)
+    assert [message.get("body") for _, message in exchange.sent][2:] == [frames(news)]
+
+
+async def test_streams_of_a_session_send_the_same_frames_made_once() -> None:
+    news = record(1, b"x", b"y")
+    chunks = []
+    for _ in range(2):
+        exchange = Exchange()
+        with trio.move_on_after(1):
+            await Script([(0.0, news)]).answer(StreamRegistry())(SCOPE, exchange.receive, exchange.send)
+        chunks.append(exchange.sent[-1][1]["body"])
+    assert chunks[0] == frames(news)
+    assert chunks[0] is chunks[1]
+
+
+async def test_a_stream_that_begins_within_a_commit_is_sent_the_rest_of_it() -> None:
+    exchange = Exchange()
+    script = Script([(0.0, record(1, b"x", b"y", b"z"))], after=2)
+    with trio.move_on_after(1):
+        await script.answer(StreamRegistry())(SCOPE, exchange.receive, exchange.send)
+    assert exchange.body.endswith(event_frame(1, 3, "log.appended", b'{"text":"z","type":"log.appended"}'))
+    assert b"id: 1.2\n" not in exchange.body
+
+
+async def test_a_long_commit_leaves_in_chunks_of_bounded_size() -> None:
+    exchange = Exchange()
+    news = record(1, *[b"x" * 10_000] * 50)
+    with trio.move_on_after(1):
+        await Script([(0.0, news)]).answer(StreamRegistry())(SCOPE, exchange.receive, exchange.send)
+    chunks = [message["body"] for _, message in exchange.sent if "body" in message]
+    assert b"".join(chunks).endswith(frames(news))
+    assert max(map(len, chunks)) < CHUNK_BYTES + 11_000
+    assert len(chunks) < 12
 
 
 async def test_a_reader_that_takes_nothing_for_a_minute_is_let_go(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     exchange = Exchange(reading=anyio.Event())
-    script = Script([(0.0, line(seq, b"x" * 10_000)) for seq in range(1, 1_000)])
+    script = Script([(0.0, record(seq, b"x" * 10_000)) for seq in range(1, 1_000)])
     registry = StreamRegistry()
     began = trio.current_time()
     await script.answer(registry)(SCOPE, exchange.receive, exchange.send)
-    assert trio.current_time() - began == pytest.approx(STALLED_S)
-    assert script.closed
+    assert STALLED_S <= trio.current_time() - began <= STALLED_S + 2 * LOOK_EVERY_S
     assert len(registry) == 0
+
+
+async def test_a_reader_that_takes_little_by_little_is_kept(autojump_clock: trio.testing.MockClock) -> None:
+    class Slow(Exchange):
+        async def send(self, message: Message) -> None:
+            await anyio.sleep(STALLED_S - 10)
+            await super().send(message)
+
+    exchange = Slow()
+    script = Script([(0.0, record(seq, b"x")) for seq in range(1, 10)])
+    with trio.move_on_after(STALLED_S * 12):
+        await script.answer(StreamRegistry())(SCOPE, exchange.receive, exchange.send)
+    assert b"id: 1.9\n" in exchange.body
 
 
 async def test_a_runtime_that_fails_ends_the_stream_after_what_it_gave() -> None:
     exchange = Exchange()
-    script = Script([(0.0, line(1))], error=StoreUnavailable())
+    news = record(1, b"x")
+    script = Script([(0.0, news)], error=StoreUnavailable())
     await script.answer(StreamRegistry())(SCOPE, exchange.receive, exchange.send)
-    assert exchange.body.endswith(event_frame(1, 1, "log.appended", line(1).line))
+    assert exchange.body.endswith(frames(news))
     assert exchange.sent[-1][1] == {"type": "http.response.body", "body": b"", "more_body": False}
 
 
@@ -111,7 +176,7 @@ async def test_a_client_that_goes_away_ends_the_stream() -> None:
     )
     script = Script()
     await script.answer(StreamRegistry())(SCOPE, exchange.receive, exchange.send)
-    assert script.closed
+    assert script.left
 
 
 async def test_a_closed_registry_ends_the_streams_that_are_open_and_those_to_come() -> None:
@@ -123,14 +188,15 @@ async def test_a_closed_registry_ends_the_streams_that_are_open_and_those_to_com
         assert len(registry) == 1
         registry.close()
     later = Exchange()
-    await Script([(0.0, line(1))]).answer(registry)(SCOPE, later.receive, later.send)
+    await Script([(0.0, record(1, b"x"))]).answer(registry)(SCOPE, later.receive, later.send)
     assert later.status == 200
     assert len(registry) == 0
 
 
 async def test_the_event_that_ends_the_session_is_the_last_one_where_that_was_asked() -> None:
     exchange = Exchange()
-    script = Script([(0.0, line(1)), (0.0, line(2, kind="session.completed")), (0.0, line(3))])
+    ending = record(2, b"x", kind=b"session.completed")
+    script = Script([(0.0, record(1, b"x")), (0.0, ending), (0.0, record(3, b"x"))])
     await script.answer(StreamRegistry(), until_end=True)(SCOPE, exchange.receive, exchange.send)
     assert b"id: 1.2\n" in exchange.body
     assert b"id: 1.3\n" not in exchange.body
