@@ -4,6 +4,7 @@ import base64
 import binascii
 import enum
 import hashlib
+import re
 from collections.abc import Collection
 from datetime import datetime
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ E = TypeVar("E", bound=enum.Enum)
 TEXT_CHARACTERS_MAX = 1_024
 # The largest whole number that JSON carries exactly everywhere (RFC 8259, 6).
 SEQ_MAX = (1 << 53) - 1
+_PLAIN = re.compile(r"[a-z_]+=[a-zA-Z0-9_]*\Z")
 
 
 class Query:
@@ -30,9 +32,14 @@ class Query:
         raw = request.scope["query_string"]
         if not raw:
             return
+        # latin-1 maps every byte, so nothing is lost before `parse_qsl` reads the escapes as UTF-8.
+        text = raw.decode("latin-1")
         try:
-            # latin-1 maps every byte, so nothing is lost before `parse_qsl` reads the escapes as UTF-8.
-            pairs = parse_qsl(raw.decode("latin-1"), keep_blank_values=True, max_num_fields=100)
+            if _PLAIN.match(text):  # one parameter without escapes, as every command has
+                name, _, value = text.partition("=")
+                pairs = [(name, value)]
+            else:
+                pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=100)
         except ValueError as error:
             raise InvalidRequest("parameter", "*", "more than 100 of them; send fewer") from error
         for name, value in pairs:
@@ -66,12 +73,11 @@ class Query:
         value = self._values.get(name)
         if value is None:
             return default
-        for member in kind:
-            if member.value == value:
-                return member
-        raise InvalidRequest(
-            "parameter", name, f"got {value!r}; one of: {', '.join(m.value for m in kind)}"[:300]
-        )
+        try:
+            return kind(value)
+        except ValueError:
+            known = ", ".join(m.value for m in kind)
+            raise InvalidRequest("parameter", name, f"got {value!r}; one of: {known}"[:300]) from None
 
     def names(self, name: str, known: Collection[str]) -> frozenset[str] | None:
         """Some of `known`, with commas between; None where the parameter is not given."""
