@@ -4,8 +4,9 @@ through a socket, without an adapter."""
 import asyncio
 import shutil
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from os import getpid
 from typing import Any, Self
 
@@ -14,7 +15,9 @@ import redis
 from attrs import frozen
 
 from sojourn.actors.errors import StoreUnavailable
-from sojourn.actors.ports import MirrorUpdate
+from sojourn.actors.ports import MirrorUpdate, Record
+from sojourn.actors.session.documents import documents_named
+from sojourn.actors.session.model import Progress, SessionState, SourceMark
 from sojourn.runtime.stores.mirror_keys import session_key
 from sojourn.runtime.stores.mirror_redis import TTL_S
 from sojourn.runtime.stores.mirror_scripts import APPLY
@@ -22,13 +25,16 @@ from sojourn.runtime.stores.redis_lane import pack
 from sojourn.runtime.stores.redis_server import read_url
 from sojourn.runtime.valkey import PrivateValkey
 
-from .harness import Options
-from .live import work_folder
+from .harness import BrokenOff, Options
+from .live import SOURCE, work_folder
 
 # Nobody else's keys on a server that was named are touched.
 NAMESPACE = f"sojourn-bench-{getpid()}"
 SCAN_COUNT = 1_000
 READ_BYTES = 65_536
+BATCH = 256
+# What a progress report of a source replaces.
+TOUCHED = ("meta", "progress", f"sources/{SOURCE}")
 
 
 @asynccontextmanager
@@ -96,12 +102,19 @@ def _fields(documents: Mapping[str, bytes | None]) -> list[str | bytes]:
     return [part for name, document in documents.items() if document is not None for part in (name, document)]
 
 
+def must_be_ok(answer: bytes) -> None:
+    """Raises BrokenOff."""
+    if set(answer) != set(b"o"):
+        raise BrokenOff(f"the script answered {answer!r:.100}; somebody else writes there")
+
+
 class BareScript:
     """One connection, calls answered in order."""
 
     def __init__(self, url: str) -> None:
         self._address = read_url(url)
         self._waiting: deque[asyncio.Future[bytes]] = deque()
+        self._state = SessionState(session_id="")
 
     async def __aenter__(self) -> Self:
         address = self._address
@@ -124,6 +137,32 @@ class BareScript:
         self._waiting.append(answer)
         self._writer.write(command)
         return answer
+
+    async def mirror(self, records: Sequence[Record]) -> None:
+        """Durable progress reports, each with the documents that it replaces, in calls of 256. Raises BrokenOff where the
+        script does not take one."""
+        updates = [
+            MirrorUpdate(
+                session_id=record.session_id,
+                epoch=1,
+                first_seq=record.first_seq,
+                last_seq=record.last_seq,
+                events=record.payload.splitlines(),
+                documents=self._documents(record.first_seq),
+            )
+            for record in records
+        ]
+        calls = [self.call(packed(updates[start : start + BATCH])) for start in range(0, len(updates), BATCH)]
+        for answer in await asyncio.gather(*calls):
+            must_be_ok(answer)
+
+    def _documents(self, seq: int) -> dict[str, bytes | None]:
+        """By our codec, as the skeleton's events are, since by any design they are another at every commit."""
+        state, now = self._state, datetime.now(UTC)
+        state.updated_at = now
+        state.progress = Progress(seq, None, now, 1_000_000)
+        state.sources[SOURCE] = SourceMark(seq, seq)
+        return documents_named(state, TOUCHED)
 
     async def _read(self) -> None:
         parser = hiredis.Reader()

@@ -86,6 +86,14 @@ TARGETS: tuple[Target, ...] = (
     ),
     _target("mirrored asks, of skeleton and bare script call", "mirrored-ask", ratio, 0.60, at_least=True),
     _target(
+        "mirrored asks offered at 10,000/s: p99, of skeleton's and bare script call's",
+        "mirrored-open",
+        ratio,
+        3.0,
+        at_least=False,
+        command="run mirrored-open --duration 30 --rounds 5",
+    ),
+    _target(
         "CPU an event at 10,000 live sessions, of that at 100", "live-sessions", ratio, 1.5, at_least=False
     ),
     _target(

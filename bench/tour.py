@@ -32,6 +32,7 @@ STOPS: tuple[Stop, ...] = (
     _stop("durable-open", duration_s=2.0, operations=20_000),
     _stop("mirror", operations=30_000),
     _stop("mirrored-ask", operations=20_000),
+    _stop("mirrored-open", duration_s=2.0),
     _stop("live-sessions", operations=20_000),
     _stop("mixed", operations=30_000, duration_s=2.0),
     _stop("mixed", rounds=1, sessions=10_000, operations=30_000, duration_s=2.0),

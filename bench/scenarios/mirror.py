@@ -7,7 +7,7 @@ import time
 from sojourn.actors.ports import MirrorAnswer, MirrorUpdate
 from sojourn.runtime.stores.mirror_redis import RedisMirror
 
-from ..bare_redis import NAMESPACE, BareScript, packed, server, spent
+from ..bare_redis import NAMESPACE, BareScript, must_be_ok, packed, server, spent
 from ..harness import BrokenOff, Measured, Options, Stopwatch
 
 UNIT = "commits"
@@ -100,12 +100,7 @@ async def ceiling(options: Options) -> Measured:
             for _, call in calls:
                 under_way.append(script.call(call))
                 if len(under_way) == UNDER_WAY:
-                    _must_be_ok(await under_way.pop(0))
+                    must_be_ok(await under_way.pop(0))
             for last in under_way:
-                _must_be_ok(await last)
+                must_be_ok(await last)
     return Measured(operations=sum(size for size, _ in calls), elapsed_s=watch.elapsed_s, cpu_s=watch.cpu_s)
-
-
-def _must_be_ok(answer: bytes) -> None:
-    if set(answer) != set(b"o"):
-        raise BrokenOff(f"the script answered {answer!r:.100}; somebody else writes there")

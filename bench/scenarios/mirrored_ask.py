@@ -1,24 +1,19 @@
 """Asks answered once their event is in the journal and Redis has it too (ack `mirrored`), one client a session (256). The
-ceiling is the skeleton of durable-ask that also sends each group to the same script through a bare socket."""
+ceiling is the skeleton of durable-ask that also encodes the same documents and sends each group to the same script through a
+bare socket, two groups under way."""
 
-import asyncio
 import time
-from collections.abc import Sequence
 
-from sojourn.actors.ports import MirrorUpdate, Record
 from sojourn.actors.session.model import Ack
 
-from ..bare_redis import NAMESPACE, BareScript, packed, server, spent
-from ..harness import BrokenOff, Measured, Options, Stopwatch
+from ..bare_redis import NAMESPACE, BareScript, server, spent
+from ..harness import Measured, Options, Stopwatch
 from ..live import at_once, new_sessions, open_runtime, progress
 from ..pace import LagMeter
 from ..skeleton import skeleton
 from .durable_ask import each_of
 
 UNIT = "asks"
-BATCH = 256
-# What a progress report of a source replaces, at the size that it has.
-DOCUMENTS = {"meta": b"m" * 150, "progress": b"p" * 110, "sources/rec-0123456789abcdef": b"s" * 20}
 
 
 async def measure(options: Options) -> Measured:
@@ -67,24 +62,4 @@ async def measure(options: Options) -> Measured:
 async def ceiling(options: Options) -> Measured:
     sessions, each = each_of(options)
     async with server(options) as url, BareScript(url) as script:
-
-        async def mirror(records: Sequence[Record]) -> None:
-            updates = [
-                MirrorUpdate(
-                    session_id=record.session_id,
-                    epoch=1,
-                    first_seq=record.first_seq,
-                    last_seq=record.last_seq,
-                    events=(record.payload,),
-                    documents=DOCUMENTS,
-                )
-                for record in records
-            ]
-            calls = [
-                script.call(packed(updates[start : start + BATCH])) for start in range(0, len(updates), BATCH)
-            ]
-            for answer in await asyncio.gather(*calls):
-                if set(answer) != set(b"o"):
-                    raise BrokenOff(f"the script answered {answer!r:.100}; somebody else writes there")
-
-        return await skeleton([map(progress, range(1, each + 1)) for _ in range(sessions)], mirror)
+        return await skeleton([map(progress, range(1, each + 1)) for _ in range(sessions)], script.mirror)

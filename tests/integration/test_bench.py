@@ -35,6 +35,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "memory": {"sessions": 1_000},
     "mirror": {"operations": 200, "sessions": 20},
     "mirrored-ask": {"operations": 100, "sessions": 10},
+    "mirrored-open": {"sessions": 10, "duration_s": 0.2, "rate_per_s": 500},
     "mixed": {"operations": 1_000, "sessions": 20, "duration_s": 0.2},
     "recovery": {"sessions": 20},
     "round-robin": {"operations": 2_000, "sessions": 50},
