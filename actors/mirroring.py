@@ -110,13 +110,14 @@ class MirrorWriter(MirrorWaiting):
             session = self._queue.popleft()
             session.queued, session.busy = False, True
             if session.sent is None:
+                # By place, because by keyword it costs half as much again.
                 session.sent = MirrorUpdate(
-                    session_id=session.session_id,
-                    epoch=self._epoch,
-                    first_seq=session.first_seq,
-                    last_seq=session.first_seq + len(session.events) - 1,
-                    events=session.events,
-                    documents=session.documents,
+                    session.session_id,
+                    self._epoch,
+                    session.first_seq,
+                    session.first_seq + len(session.events) - 1,
+                    session.events,
+                    session.documents,
                 )
                 session.sent_bytes = session.held_bytes
                 session.events, session.documents, session.held_bytes = [], {}, 0

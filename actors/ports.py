@@ -267,7 +267,7 @@ class MirrorAnswer(enum.Enum):
     FOREIGN = "foreign"  # what stands in its place is not ours: nothing was touched, and a person has to look
 
 
-@define(kw_only=True)
+@define
 class MirrorUpdate:
     """Committed events of one session and the documents they touched (None: removed). `whole` replaces what stands
     there: then `documents` are all of them, `first_seq` does not matter, and `events` are the last ones up to `last_seq`. With

@@ -20,8 +20,10 @@ from sojourn.actors.errors import (
     StoreUnavailable,
 )
 from sojourn.actors.kernel.park import parking
+from sojourn.actors.mirror_waiting import Following
 from sojourn.actors.mirroring import LEVEL_EVERY_S, MirrorWriter
 from sojourn.actors.ports import Mirror, MirrorAnswer, MirrorHead, MirrorUpdate, Record
+from sojourn.actors.session.actor import Done
 from sojourn.runtime.stores.memory import MemoryMirror
 
 pytestmark = pytest.mark.trio
@@ -178,6 +180,38 @@ async def test_mirrored_is_answered_once_it_is_there(autojump_clock: MockClock) 
         await setup.mirrored("a", seq)
         assert (await setup.mirror.head("a")) == MirrorHead(epoch=1, seq=1)
         assert setup.writer.mirrored_seq("a") == 1
+
+
+async def test_an_answer_that_follows_the_mirror_leaves_once_it_is_there(autojump_clock: MockClock) -> None:
+    async with running() as setup:
+        parked = parking()()
+        following = Following(setup.writer, "a", parked, 10.0)
+        seq = setup.commit("a")
+        following.set_result(Done(seq))
+        assert (following.is_durable, following.done()) == (True, False)
+        assert await following == Done(seq)
+        assert await setup.mirror.head("a") == MirrorHead(epoch=1, seq=seq)
+
+
+async def test_an_answer_that_cannot_follow_the_mirror_says_so_and_is_durable(
+    autojump_clock: MockClock,
+) -> None:
+    async with running() as setup:
+        setup.writer.stop()
+        following = Following(setup.writer, "a", parking()(), 10.0)
+        following.set_result(Done(setup.commit("a")))
+        with pytest.raises(DurabilityUnavailable, match="has stopped"):
+            await following
+        assert following.is_durable
+
+
+async def test_a_refusal_follows_no_mirror(autojump_clock: MockClock) -> None:
+    async with running() as setup:
+        following = Following(setup.writer, "a", parking()(), 10.0)
+        following.set_exception(StorageFull("the disk is full"))
+        with pytest.raises(StorageFull):
+            await following
+        assert not following.is_durable
 
 
 async def test_mirrored_of_what_was_mirrored_long_ago_is_asked_again(autojump_clock: MockClock) -> None:
