@@ -245,14 +245,30 @@ class MonitorsFull(CallerError):
 
 
 class DurabilityUnavailable(CallerError):
-    """The asked ack level cannot be given now; what was reached stands in `reached`, and is done."""
+    """The asked ack level cannot be given now; what was reached stands in `reached`, and is done.
+
+    Attributes:
+        reached: the level at which it is done; None: nothing was done.
+        session_id, seq: then, of which session what was asked is which event, and of a batch, the last one. None where
+            nothing was done.
+    """
 
     code = "durability_unavailable"
 
-    def __init__(self, asked: str, reached: str | None, why: str = "there is no mirror") -> None:
-        done = f"what was asked is {reached}" if reached else "nothing was done"
+    def __init__(
+        self,
+        asked: str,
+        reached: str | None,
+        why: str = "there is no mirror",
+        *,
+        session_id: str | None = None,
+        seq: int | None = None,
+    ) -> None:
+        done = f"what was asked of {session_id} is {reached}, at seq {seq}" if reached else "nothing was done"
         super().__init__(f"the ack level {asked} cannot be given: {why}; {done}. Ask for durable")
         self.reached = reached
+        self.session_id = session_id
+        self.seq = seq
 
 
 # -- another process owns what we thought was ours -----------------------------------------------------------------

@@ -13,7 +13,6 @@ from attrs import define, field, frozen
 from .errors import (
     DurabilityUnavailable,
     NotOpen,
-    SojournError,
     StorageFull,
     StoreError,
     UnusableMirror,
@@ -24,6 +23,7 @@ from .ports import Mirror, MirrorAnswer, MirrorHead, MirrorUpdate, Record
 HELD_BYTES_MAX = 32 * 1024 * 1024
 CHORES_MAX = 10_000
 MIRRORED, DURABLE = "mirrored", "durable"
+FOREIGN = "in the mirror something else stands in its place"
 _OK, _DUP = MirrorAnswer.OK, MirrorAnswer.DUP
 
 Asker = tuple[
@@ -159,6 +159,8 @@ class MirrorWaiting:
         self._queue: deque[Behind] = deque()
         self._wholes: deque[Behind] = deque()
         self._foreign: set[str] = set()
+        self._level_at = 0.0  # when all sessions are to be asked about next
+        self._strays_due = False  # what stands in the mirror and is not active is to be looked at
         self._removals: dict[str, str] = {}
         self._trims: dict[str, int] = {}
         self._news = Gate()
@@ -211,6 +213,9 @@ class MirrorWaiting:
 
     def snapshotted(self, session_id: str, seq: int) -> None:
         """The session's events up to this seq need not stand in the mirror any more."""
+        session = self._behind.get(session_id)
+        if session is not None and session.whole and not session.busy:
+            return  # what it will be sent with begins above
         if len(self._trims) < CHORES_MAX:
             self._trims[session_id] = seq
             self._news.wake()
@@ -235,18 +240,18 @@ class MirrorWaiting:
         """Awaiting `parked` gives `answer` once the mirror has acknowledged the session up to `seq`, which is durable.
 
         Raises:
-            DurabilityUnavailable: the mirror is away, or goes away, or does not take this session.
+            DurabilityUnavailable: the mirror is away, or goes away, or does not take this session; it tells `seq`.
             DeadlineExceeded: from `parked`, up to two seconds late.
         """
         if not self._open:
-            raise self._unavailable()
+            raise _refusal(session_id, seq, self._why_away())
         if session_id in self._foreign:
-            raise DurabilityUnavailable(MIRRORED, DURABLE, "in the mirror something else stands in its place")
+            raise _refusal(session_id, seq, FOREIGN)
         session = self._behind.get(session_id)
         if session is None:
             head = self._source.heads().get(session_id)
             if head is None:
-                raise DurabilityUnavailable(MIRRORED, DURABLE, "the session was handed over")
+                raise _refusal(session_id, seq, "the session was handed over")
             session = self._probe(session_id, head)
             self._news.wake()
         session.askers.append((seq, parked, self._clock() + deadline_s, answer))
@@ -270,9 +275,9 @@ class MirrorWaiting:
         """Nothing more is sent: whoever waits for the mirror hears that it is durable, and so does who asks from now on."""
         self._open = False
         self._trouble = NotOpen("the runtime has stopped")
-        refusal = self._unavailable()
+        why = self._why_away()
         for session in self._behind.values():
-            self._tell(session, refusal)
+            self._refuse(session, why)
 
     # -- what waits ----------------------------------------------------------------------------------------------------
 
@@ -323,18 +328,14 @@ class MirrorWaiting:
                 if session in waiting:
                     waiting.remove(session)
         if session.askers:
-            why = (
-                "in the mirror something else stands in its place"
-                if session.session_id in self._foreign
-                else "the session was handed over, or cannot be read"
-            )
-            self._tell(session, DurabilityUnavailable(MIRRORED, DURABLE, why))
+            is_foreign = session.session_id in self._foreign
+            self._refuse(session, FOREIGN if is_foreign else "the session was handed over, or cannot be read")
 
-    def _tell(self, session: Behind, error: SojournError) -> None:
+    def _refuse(self, session: Behind, why: str) -> None:
         askers, session.askers = session.askers, []
-        for _, parked, _, _ in askers:
+        for seq, parked, _, _ in askers:
             if not parked.done():
-                parked.set_exception(error)
+                parked.set_exception(_refusal(session.session_id, seq, why))
 
     def _rest(self, session: Behind) -> None:
         """It is on its way no more."""
@@ -380,9 +381,8 @@ class MirrorWaiting:
             session.whole = True
         self._rest(session)
 
-    def _unavailable(self) -> DurabilityUnavailable:
-        why = str(self._trouble) if self._trouble is not None else "the mirror is being connected"
-        return DurabilityUnavailable(MIRRORED, DURABLE, why)
+    def _why_away(self) -> str:
+        return str(self._trouble) if self._trouble is not None else "the mirror is being connected"
 
     def statistics(self) -> MirrorStatistics:
         """A frozen value."""
@@ -413,3 +413,8 @@ class MirrorWaiting:
             foreign=len(self._foreign),
             last_error=str(self._trouble) if self._trouble is not None else None,
         )
+
+
+def _refusal(session_id: str, seq: int, why: str) -> DurabilityUnavailable:
+    """For one asker: what was asked is durable."""
+    return DurabilityUnavailable(MIRRORED, DURABLE, why, session_id=session_id, seq=seq)

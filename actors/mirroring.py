@@ -255,32 +255,37 @@ class MirrorWriter(MirrorWaiting):
 
     async def _keep(self) -> None:
         """Connects, claims, and looks from time to time whether the mirror is what it is taken for."""
-        again_s, level_at = AGAIN_S, 0.0
+        again_s = AGAIN_S
         while True:
             try:
                 if self._mirror is None:
                     self._mirror = await self._connect()
-                anew = await self._claim(self._mirror)
+                await self._claim(self._mirror)
             except StoreError as error:
                 self._goes_away(error)
                 await anyio.sleep(UNUSABLE_AGAIN_S if isinstance(error, UnusableMirror) else again_s)
                 again_s = min(2 * again_s, AGAIN_S_MAX)
                 continue
-            again_s = AGAIN_S
             self._comes_back()
             self._expire()
             now = anyio.current_time()
-            if anew or now >= level_at:
+            if now >= self._level_at:
+                self._level_at = now + LEVEL_EVERY_S
                 self._foreign.clear()
                 await self._level()
-                level_at = now + LEVEL_EVERY_S
-            if anew:
+            if self._strays_due:
+                self._strays_due = False
                 await self._look_for_strays(self._mirror)
+            if not self._open:  # it takes a claim, and then goes away again
+                await anyio.sleep(again_s)
+                again_s = min(2 * again_s, AGAIN_S_MAX)
+                continue
+            again_s = AGAIN_S
             with anyio.move_on_after(CLAIM_EVERY_S):
                 await self._keeper.wait()
 
-    async def _claim(self, mirror: Mirror) -> bool:
-        """Whether the mirror was claimed just now, so that anything may stand there.
+    async def _claim(self, mirror: Mirror) -> None:
+        """Where it was claimed just now, anything may stand there, and all of it is looked at.
 
         Raises:
             StaleEpoch: a later process on this data folder holds it.
@@ -297,7 +302,8 @@ class MirrorWriter(MirrorWaiting):
                 f"the mirror's namespace is written by {claim.owner or 'something that is not Sojourn'}, or was until this "
                 "process started; set mirror_namespace to another name, or, where that is gone for good, start this again"
             )
-        return claim.answer is MirrorAnswer.GAP
+        if claim.answer is MirrorAnswer.GAP:
+            self._level_at, self._strays_due = 0.0, True
 
     def _goes_away(self, error: StoreError) -> None:
         if self._trouble is None or type(self._trouble) is not type(error):
@@ -309,10 +315,10 @@ class MirrorWriter(MirrorWaiting):
         self._trouble = error
         self._open = False
         self._keeper.wake()
-        refusal = self._unavailable()
+        why = self._why_away()
         for session in self._behind.values():
             if session.askers:
-                self._tell(session, refusal)
+                self._refuse(session, why)
 
     def _comes_back(self) -> None:
         if self._open:
@@ -331,9 +337,11 @@ class MirrorWriter(MirrorWaiting):
                     parked.set_exception(DeadlineExceeded())
 
     async def _level(self) -> None:
-        """Asks of every active session whether the mirror stands where it does."""
+        """Asks of every active session whether the mirror stands where it does. What the mirror's going away breaks off is
+        done anew once it is back."""
         for session_id, head in list(self._source.heads().items()):
             if not self._open:
+                self._level_at = 0.0
                 return
             while len(self._queue) >= LEVEL_AT_ONCE and self._open:
                 await anyio.sleep(0.005)
@@ -352,6 +360,7 @@ class MirrorWriter(MirrorWaiting):
                 if session_id not in self._source.heads()
             }
         except StoreError as error:
+            self._strays_due = True
             self._goes_away(error)
             return
         for session_id, head in strays.items():
@@ -360,11 +369,12 @@ class MirrorWriter(MirrorWaiting):
             except SojournError as error:
                 if isinstance(error, OwnershipLost):
                     raise
+                self._strays_due |= isinstance(error, StoreError)
                 log.error(
                     "mirror.stray_not_taken",
                     session=session_id,
                     error=str(error),
-                    remedy="it is looked at again at the next start; what stands in the mirror stays",
+                    remedy="it is looked at again, at the next start at the latest; what stands in the mirror stays",
                 )
 
 

@@ -202,7 +202,7 @@ def _extensions(error: Exception) -> dict[str, Any]:
         case errors.LimitReached():
             return {"limit": error.limit}
         case errors.DurabilityUnavailable():
-            return {"reached": error.reached}
+            return {"reached": error.reached, "session_id": error.session_id, "seq": error.seq}
     return {}
 
 

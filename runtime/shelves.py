@@ -47,6 +47,10 @@ class Shelves:
         its objects go where it goes. Sessions move two times at most."""
         return (await self.find(session_id)).tier != tier
 
+    def is_taken(self, session_id: str) -> bool:
+        """Whether `alone` would wait: of many sessions at once compaction holds each until all are done."""
+        return session_id in self._writing
+
     @asynccontextmanager
     async def alone(self, session_id: str) -> AsyncIterator[None]:
         """One at a time writes and deletes a session's objects: its snapshots, compaction, and moves between tiers."""

@@ -88,24 +88,37 @@ class Snapshotter:
             if tail_bytes < self._journal_bytes_min:
                 continue
             try:
-                await self._write(session_id, tail_bytes)
+                await self._write(await self._copy(session_id), tail_bytes)
             except SojournError as error:
-                self._changed.add(session_id)
-                log.error(
-                    "snapshot.failed",
-                    session=session_id,
-                    error=str(error),
-                    remedy="it is tried again; nothing is lost",
-                )
+                self._failed(session_id, error)
 
-    async def _write(self, session_id: str, tail_bytes: int) -> None:
-        state = await self._copy(session_id)
+    async def offer(self, state: SessionState) -> None:
+        """Write this copy of a session in memory as its snapshot, where it is due for one and nobody else writes its objects
+        now. Where that fails it is said, and tried again with the next ones."""
+        session_id = state.session_id
+        tail_bytes = self._journal.pending_bytes(session_id, self.seq(session_id))
+        if tail_bytes >= self._journal_bytes_min and not self._shelves.is_taken(session_id):
+            try:
+                await self._write(state, tail_bytes)
+            except SojournError as error:
+                self._failed(session_id, error)
+
+    def _failed(self, session_id: str, error: SojournError) -> None:
+        self._changed.add(session_id)
+        log.error(
+            "snapshot.failed",
+            session=session_id,
+            error=str(error),
+            remedy="it is tried again; nothing is lost",
+        )
+
+    async def _write(self, state: SessionState, tail_bytes: int) -> None:
         if tail_bytes < state.size_bytes // 4:
             return  # its next event marks it again; looking again and again would keep an idle session in memory
+        session_id = state.session_id
         async with self._shelves.alone(session_id):
-            if (
-                session_id in self._journal.heads()
-            ):  # else it was handed over meanwhile, and its manifest lists its bytes
+            # Else it was handed over meanwhile, and its manifest lists its bytes; or a later copy was quicker.
+            if session_id in self._journal.heads() and state.seq > self.seq(session_id):
                 await self._put(state, await snapshot_names(self._shelves.recent, session_id))
 
     async def level(self, session_id: str, seq: int) -> tuple[int, int]:

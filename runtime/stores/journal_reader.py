@@ -24,9 +24,10 @@ from . import frames
 from .journal_index import JournalIndex, Place
 from .sqlite_files import BUSY_TIMEOUT_S, UNREADABLE, primary_code, uri
 
-# In one statement, some 2 ms: so long may a commit wait that has to write the log back, and another session's read.
+# In one statement, some 2 ms: so long may a commit wait that has to write the log back.
 READ_BYTES_MAX = 1024 * 1024
 READ_RECORDS_MAX = 64
+STATEMENTS_MAX = 8  # in one hop to the reader's thread: so long may another session's read wait
 
 # Pieces of many rows as one blob, in the order asked for.
 _READ = """
@@ -41,6 +42,16 @@ class Stretch:
 
     records: list[Record]
     more: bool
+
+
+def bytes_of(records: list[Record]) -> int:
+    """What they hold."""
+    return sum([len(record.payload) for record in records])
+
+
+def follows(stretch: Stretch, records: list[Record]) -> bool:
+    """Whether these are the next ones. Else some were released meanwhile."""
+    return bool(stretch.records) and stretch.records[0].first_seq <= records[-1].last_seq + 1
 
 
 def places_of_stretch(
@@ -131,6 +142,18 @@ class JournalReader:
             Damaged: a record among them does not carry its checksum, or one is missing.
             StoreUnavailable: the disk did not answer.
         """
+        stretch = self._read(session_id, after_seq, bytes_max)
+        for _ in range(STATEMENTS_MAX - 1):
+            if stretch is None or not stretch.more or bytes_of(stretch.records) >= READ_BYTES_MAX:
+                break
+            rest = None if bytes_max is None else bytes_max - bytes_of(stretch.records)
+            following = self._read(session_id, stretch.records[-1].last_seq, rest)
+            if following is None or not follows(following, stretch.records):
+                return None
+            stretch = Stretch(stretch.records + following.records, following.more)
+        return stretch
+
+    def _read(self, session_id: str, after_seq: int, bytes_max: int | None) -> Stretch | None:
         places, more = places_of_stretch(self._index, session_id, after_seq, bytes_max)
         if not places:
             return Stretch([], False)

@@ -32,6 +32,7 @@ from ...actors.ports import JournalStatistics, Record, RecordKind
 from ..bridge import OwnerThread
 from . import frames
 from .journal_database import JournalDatabase
+from .journal_reader import bytes_of, follows
 from .reserve import Reserve
 
 log = structlog.get_logger("sojourn.journal")
@@ -192,14 +193,14 @@ class SqliteJournal:
                     await self._owner.run(self._database.settle)
                     self._passed = left
                 part = await self._reads.run(self._read, session_id, at, rest)
-                if part is None or (found and (not part.records or part.records[0].first_seq > at + 1)):
+                if part is None or (found and not follows(part, found)):
                     break  # released since: what there is now begins above, and has no gap
                 found += part.records
                 if not part.more:
                     return found
                 at = found[-1].last_seq
                 if rest is not None:
-                    rest -= sum([len(record.payload) for record in part.records])
+                    rest -= bytes_of(part.records)
 
     async def refresh(self) -> None:
         """Takes in what the writer has committed and released since (read-only journals)."""

@@ -261,8 +261,11 @@ class Client:
             try:
                 done = await runtime.ask(sent.session_id, sent.command, ack=ack)
             except DurabilityUnavailable as error:
-                self._world.oracle.must(error.reached == "durable", "I7", f"{self.name}: {error}")
-                return self._durable(sent)
+                told = (error.reached, error.session_id) == ("durable", sent.session_id)
+                self._world.oracle.must(told, "I7", f"{self.name}: {error}")
+                return Done(
+                    error.seq or 0, duplicate=True
+                )  # it may be; then of a source it is the last one's
             mirrored_seq = self._world.oracle.of(sent.session_id).mirrored_seq
             self._world.oracle.must(
                 ack is not Ack.MIRRORED or done.seq <= mirrored_seq,
@@ -309,13 +312,6 @@ class Client:
                 sent.early = undone
             else:
                 self._confirm(sent, sent.told)
-
-    def _durable(self, sent: Sent) -> Done:
-        """It was told that it is durable, and not where."""
-        truth = self._world.oracle.of(sent.session_id)
-        seq = truth.causes.get(sent.cause) if sent.cause is not None else None
-        self._world.oracle.must(seq is not None, "I7", f"{sent.session_id}: {sent.cause} is not durable")
-        return Done(seq or 0)
 
     def _confirm(self, sent: Sent, done: Done) -> None:
         """It was answered as durable: it must be so now."""

@@ -192,7 +192,10 @@ class Fleet:
             self.slowest_refusal_s = max(self.slowest_refusal_s, time.monotonic() - asked_at_s)
             if error.reached != Ack.DURABLE.value:
                 raise  # it was to be done
-            return await self._done_before(session_id, command)
+            seq = await self._done_before(session_id, command)
+            if (error.session_id, error.seq) != (session_id, seq):
+                self.impossible.append(f"{session_id} {seq} was said to be {error.session_id} {error.seq}")
+            return seq
         except DeadlineExceeded:
             self.counts["late"] += 1
             return await self._done_before(session_id, command)

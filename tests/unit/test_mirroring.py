@@ -83,6 +83,7 @@ class Moody(MemoryMirror):
         super().__init__()
         self.errors: deque[StoreError | None] = deque()
         self.down: StoreError | None = None
+        self.no_heads: StoreError | None = None
         self.calls = self.batches_most = self.under_way = 0
 
     async def apply(self, batch: Sequence[MirrorUpdate]) -> list[MirrorAnswer]:
@@ -105,6 +106,11 @@ class Moody(MemoryMirror):
         if self.down is not None:
             raise self.down
         return await super().claim(owner, epoch)
+
+    async def heads(self) -> dict[str, MirrorHead]:
+        if self.no_heads is not None:
+            raise self.no_heads
+        return await super().heads()
 
 
 class Setup:
@@ -259,8 +265,11 @@ async def test_while_the_mirror_is_away_mirrored_is_refused_and_afterwards_it_is
         seq = setup.commit("a")
         with pytest.raises(DurabilityUnavailable, match="gone") as refused:
             await setup.mirrored("a", seq)
-        assert refused.value.reached == "durable"
-        with pytest.raises(DurabilityUnavailable):  # at once, now that it is known
+        told = refused.value
+        assert (told.reached, told.session_id, told.seq) == ("durable", "a", seq)
+        with pytest.raises(
+            DurabilityUnavailable, match=f"durable, at seq {seq}"
+        ):  # at once, now that it is known
             await setup.mirrored("a", seq)
         assert setup.writer.statistics().state == "away"
         assert setup.writer.statistics().events_behind == 1
@@ -448,6 +457,44 @@ async def test_what_stands_in_the_mirror_alone_is_told(autojump_clock: MockClock
         nursery.cancel_scope.cancel()
 
 
+async def test_a_look_at_what_the_mirror_alone_has_is_done_anew_where_it_was_broken_off(
+    autojump_clock: MockClock,
+) -> None:
+    setup = Setup()
+    await setup.mirror.apply(
+        [MirrorUpdate(session_id="old", epoch=1, first_seq=1, last_seq=1, events=(b"x",), documents={})]
+    )
+    setup.mirror.no_heads = StoreUnavailable("it was killed meanwhile")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(setup.writer.run, lambda: None)
+        await setup.until(lambda: setup.writer.statistics().state == "away")
+        setup.mirror.no_heads = None
+        await setup.until(lambda: bool(setup.sessions.strays))
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_claim_that_another_part_made_anew_has_all_sessions_looked_at(
+    autojump_clock: MockClock,
+) -> None:
+    async with running() as setup:
+        for session_id in "ab":
+            setup.commit(session_id, 3)
+        await setup.level()
+        await setup.mirror.apply(
+            [
+                MirrorUpdate(
+                    session_id="a", epoch=9, first_seq=1, last_seq=9, events=(), documents={}, whole=True
+                )
+            ]
+        )
+        setup.mirror._claimed = None
+        setup.mirror.lose("b")  # it rests: nobody would notice before the next look at all sessions
+        setup.commit("a")  # answered `fenced`, and who does that asks who holds the claim
+        with trio.fail_after(LONG_S):
+            while await setup.mirror.head("b") is None:
+                await trio.sleep(0.01)
+
+
 async def test_a_session_that_cannot_be_read_holds_up_no_other(autojump_clock: MockClock) -> None:
     async with running() as setup:
         setup.sessions.unreadable.add("a")
@@ -484,7 +531,7 @@ async def test_who_waits_for_mirrored_while_the_runtime_stops_hears_that_it_is_d
         seq = setup.commit("a")
 
         async def ask() -> None:
-            with pytest.raises(DurabilityUnavailable, match="what was asked is durable"):
+            with pytest.raises(DurabilityUnavailable, match="what was asked of a is durable, at seq"):
                 await setup.mirrored("a", seq)
 
         asker.start_soon(ask)

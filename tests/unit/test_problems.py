@@ -125,7 +125,14 @@ def test_what_a_program_needs_stands_beside_the_code() -> None:
     assert document(errors.OutOfOrder("s", 5, 3))[0]["expected"] == 3
     assert document(errors.TooLarge("a body", 10))[0]["limit"] == 10
     assert document(errors.LimitReached("results_max", 7))[0]["limit"] == "results_max"
-    assert document(errors.DurabilityUnavailable("mirrored", "durable"))[0]["reached"] == "durable"
+    done = errors.DurabilityUnavailable("mirrored", "durable", "it is away", session_id="s", seq=7)
+    assert {name: document(done)[0][name] for name in ("reached", "session_id", "seq")} == {
+        "reached": "durable",
+        "session_id": "s",
+        "seq": 7,
+    }
+    undone = document(errors.DurabilityUnavailable("mirrored", None))[0]
+    assert undone["reached"] is undone["session_id"] is undone["seq"] is None
 
 
 def test_every_wrong_field_is_listed() -> None:
