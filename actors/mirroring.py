@@ -21,7 +21,9 @@ from .errors import (
     OwnershipLost,
     SojournError,
     StaleEpoch,
+    StorageFull,
     StoreError,
+    StoreUnavailable,
     UnusableMirror,
 )
 from .mirror_waiting import Behind, MirrorWaiting
@@ -294,8 +296,9 @@ class MirrorWriter(MirrorWaiting):
         claim = await mirror.claim(self._owner, self._epoch)
         if claim.answer is MirrorAnswer.FENCED:
             raise StaleEpoch(
-                f"epoch {self._epoch} is fenced: a later process on this data folder writes the mirror, or this folder was lost or "
-                "put back while the mirror could not be asked; where no other process runs, start this one again"
+                f"epoch {self._epoch} is fenced: a later process on this data folder writes the mirror; or this folder is an older "
+                "copy, or the clock was put back, while the mirror could not be asked; where no other process runs, start this "
+                "one again"
             )
         if claim.answer is MirrorAnswer.FOREIGN:
             raise UnusableMirror(
@@ -369,7 +372,7 @@ class MirrorWriter(MirrorWaiting):
             except SojournError as error:
                 if isinstance(error, OwnershipLost):
                     raise
-                self._strays_due |= isinstance(error, StoreError)
+                self._strays_due |= isinstance(error, (StoreUnavailable, StorageFull))
                 log.error(
                     "mirror.stray_not_taken",
                     session=session_id,

@@ -88,6 +88,9 @@ class MirrorImport:
         """On return the session stands here as it does in the mirror. What was here stays; what neither has is declared
         lost. A kill meanwhile leaves what is found again.
 
+        A session that went on here since this start, before the mirror could be asked, has two histories, and the one here
+        stays: what was acknowledged is in it. The mirror's is kept in `quarantine/`, as a snapshot and a list of events.
+
         Args:
             starting: its actor is, so there is none to drop.
 
@@ -101,6 +104,9 @@ class MirrorImport:
         if await mirror.head(session_id) != head:
             raise StoreUnavailable(f"the mirror of {session_id} changed while it was read; it is tried again")
         state = await to_thread.run_sync(state_of, session_id, head.seq, documents)
+        if not starting and await self._went_on(session_id, here):
+            await self._keep_aside(state, head, await mirror.events(session_id))
+            return
         if not starting:
             await self._drop(session_id)
         async with self._shelves.alone(session_id):
@@ -131,6 +137,28 @@ class MirrorImport:
             seq=head.seq,
             lost=f"events {lost[0]} to {lost[1]}" if is_lost else "nothing",
             remedy="none is needed; look after the disk under the data folder, which had lost it",
+        )
+
+    async def _went_on(self, session_id: str, here: int) -> bool:
+        """Whether its last event is of this process."""
+        records = await self._journal.read(session_id, here - 1, bytes_max=1) if here else []
+        return bool(records) and records[-1].epoch == self._epoch
+
+    async def _keep_aside(
+        self, state: SessionState, head: MirrorHead, events: list[tuple[int, bytes]]
+    ) -> None:
+        folder = f"quarantine/mirror-{state.session_id}-{head.epoch}-{head.seq}"
+        data = await to_thread.run_sync(encode_snapshot, state, head.epoch)
+        await put_and_read_back(self._shelves.recent, f"{folder}/snapshot.json", data)
+        lines = b"".join([line + b"\n" for _, line in events])
+        await put_and_read_back(self._shelves.recent, f"{folder}/events.ndjson", lines)
+        log.error(
+            "session.has_two_histories",
+            session=state.session_id,
+            mirror_seq=head.seq,
+            kept=folder,
+            remedy="this data folder is older than the mirror, which could not be asked when it was opened, and the session went on "
+            "here meanwhile; that stays, and what the mirror had is kept below the data folder",
         )
 
     async def _store(self, state: SessionState, head: MirrorHead, events: list[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ log = structlog.get_logger("sojourn.mirror")
 
 OPEN_PATIENCE_S = 3.0  # a start waits no longer for a server that does not answer
 CLOSE_PATIENCE_S = 5.0
+SINCE_S = 1_577_836_800  # 2020-01-01, in seconds since 1970
 
 
 def owner_name(data_dir: Path) -> str:
@@ -77,8 +79,9 @@ class MirrorPlace:
         return self._mirror
 
     async def epoch(self, known: int) -> int:
-        """The highest epoch that has written there; 0 where that cannot be learnt now, which is said. The private server is
-        not asked where its data folder knows an epoch: only that folder's runtimes write there.
+        """The highest epoch that has written there. Where that cannot be learnt now, which is said, one that is above it: the
+        seconds since 2020, and there are fewer starts than seconds. The private server is not asked where its data folder knows
+        an epoch: only that folder's runtimes write there.
 
         Args:
             known: the highest epoch of the data folder.
@@ -100,7 +103,7 @@ class MirrorPlace:
                 error=str(error),
                 remedy="sessions go on without it, and it is tried again; set mirror to none where none is wanted",
             )
-            return 0
+            return max(0, int(time.time()) - SINCE_S)
 
     async def watch(self, started: Callable[[], None]) -> None:
         """A child of a supervisor: keeps the private server running."""

@@ -9,8 +9,9 @@ import pytest
 from attrs import evolve
 
 from sojourn.actors.errors import DurabilityUnavailable, StoreUnavailable
-from sojourn.actors.ports import MirrorAnswer, MirrorUpdate
+from sojourn.actors.ports import MirrorAnswer, MirrorHead, MirrorUpdate
 from sojourn.actors.session.actor import Done
+from sojourn.actors.session.codec import decode_snapshot
 from sojourn.actors.session.commands import AppendLog, Command
 from sojourn.actors.session.model import Ack
 from sojourn.actors.session.wire import read_command, read_create
@@ -106,6 +107,35 @@ async def test_an_older_copy_of_the_folder_is_brought_level_with_the_mirror(
         await await_until(lambda: runtime._journal.heads()[session_id] == before[0][0])
         assert await everything(runtime, session_id) == before
         assert await runtime.ask(session_id, log_line(9)) == Done(11)
+
+
+async def test_a_session_that_went_on_before_the_mirror_could_be_asked_stays_and_the_mirrors_is_kept_aside(
+    settings: Settings, tmp_path: Path
+) -> None:
+    place = MemoryPlace()
+    async with mirrored(settings, place) as runtime:
+        session_id = await reporting(runtime, 3)
+        await level(runtime)
+    shutil.copytree(settings.data_dir, tmp_path / "older")
+    async with mirrored(settings, place) as runtime:
+        for n in range(4, 9):
+            await runtime.ask(session_id, log_line(n))
+        before = await everything(runtime, session_id)
+        await level(runtime)
+        epoch = runtime.epoch
+    away = MemoryPlace(mirror=place.mirror, away=True)
+    older = tmp_path / "older"
+    async with mirrored(evolve(settings, data_dir=older), away, connected=False) as runtime:
+        assert runtime.epoch > epoch
+        assert await runtime.ask(session_id, log_line(4)) == Done(6)
+        after = await everything(runtime, session_id)
+        away.away = False
+        await level(runtime)
+        assert await everything(runtime, session_id) == after
+        assert await place.mirror.head(session_id) == MirrorHead(epoch=runtime.epoch, seq=6)
+    kept = older / "quarantine" / f"mirror-{session_id}-{epoch}-{before[0][0]}"
+    assert (kept / "events.ndjson").read_bytes().splitlines() == before[1]
+    assert decode_snapshot((kept / "snapshot.json").read_bytes()).seq == before[0][0]
 
 
 async def test_events_that_the_journal_has_lost_are_filled_in(settings: Settings) -> None:

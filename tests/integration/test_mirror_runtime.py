@@ -2,18 +2,27 @@
 of the proofs `redis_faults`, `redis_altered` and `redis_folder_lost`."""
 
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from sojourn.actors.session.actor import Done
+from sojourn.actors.session.model import Ack
+from sojourn.runtime.runtime import Runtime
+from sojourn.runtime.settings import Settings
+
 from ..prove.redis_altered import ALTERATIONS, alter
 from ..prove.redis_faults import Scale, Suffered, suffer
 from ..prove.redis_folder_lost import lose
 from ..support import redis_faults as faults
+from ..support.memory_place import level
 from ..support.proxy import Proxy, proxied
 from ..support.redis import Server, serving
 from ..support.redis_faults import Fault, until_refused
+from ..support.wait import await_until
+from .test_mirror_import import everything, log_line, reporting
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 SCALE = Scale(durable=6, mirrored=2, idle=2, load_s=0.0)
@@ -85,6 +94,33 @@ async def test_what_somebody_else_did_to_the_keys_of_reporting_sessions_is_made_
     some = [alteration for alteration in ALTERATIONS if not alteration.foreign]
     found = await alter(tmp_path, server, some, [], 1, rng, spare=2)
     assert found["holds"], found["figures"]
+
+
+async def test_a_lost_folder_whose_mirror_is_away_at_the_start_takes_its_sessions_in_once_that_is_back(
+    server: Server, tmp_path: Path
+) -> None:
+    async with proxied(server.socket_path) as proxy:
+        settings = Settings(data_dir=tmp_path / "data", mirror=proxy.url)
+        async with Runtime.open(settings) as runtime:
+            session_id = await reporting(runtime, 5)
+            before = await everything(runtime, session_id)
+            assert await runtime.ask(session_id, log_line(5), ack=Ack.MIRRORED) == Done(7, duplicate=True)
+            epoch = runtime.epoch
+        shutil.rmtree(settings.data_dir)
+        proxy.refuses = True
+        async with Runtime.open(settings) as runtime:
+            assert runtime.epoch > epoch
+            created = await reporting(runtime, 1)
+            proxy.refuses = False
+            await await_until(lambda: session_id in runtime._journal.heads())
+            assert await everything(runtime, session_id) == before
+            await level(runtime)
+            assert await runtime.ask(session_id, log_line(6), ack=Ack.MIRRORED) == Done(8)
+            assert await runtime.ask(created, log_line(2), ack=Ack.MIRRORED) == Done(4)
+            epoch = runtime.epoch
+        async with Runtime.open(settings) as runtime:
+            assert runtime.epoch == epoch + 1
+            assert (await runtime.state(session_id))[0] == 8
 
 
 async def test_a_lost_data_folder_comes_back_from_the_mirror_and_says_what_is_missing(

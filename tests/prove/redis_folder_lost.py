@@ -28,8 +28,6 @@ from ..support.wait import await_until
 
 SESSIONS = 20
 DEADLINE_S = 30.0
-STARTS_MAX = 3
-AGAIN = "start this one again"
 BACK_S_MAX = 5.0
 
 
@@ -107,22 +105,18 @@ def prove(rng: random.Random) -> dict[str, Any]:
     return found
 
 
-def _start(stack: ExitStack, folder: Path, port: int, mirror: Server) -> tuple[Serve, int]:
-    """A server that listens, and how often one had to be started again for it: where the mirror does not answer at the
-    start, the new folder's epoch is below the mirror's, and the process ends, saying so."""
+def _start(stack: ExitStack, folder: Path, port: int, mirror: Server) -> Serve:
+    """A server that listens."""
     settings = {
         "SOJOURN_MIRROR": mirror.unix,
         # So that what stands before a snapshot, and is therefore in no mirror, is there too.
         "SOJOURN_SNAPSHOT_INTERVAL_S": "0.5",
         "SOJOURN_SNAPSHOT_JOURNAL_BYTES_MIN": "2048",
     }
-    for again in range(STARTS_MAX):
-        log = folder / "serve.log"
-        server = stack.enter_context(serve(folder / "data", "--port", str(port), log=log, env=settings))
-        if server.listening:
-            return server, again
-        assert AGAIN in server.said, server.said
-    raise AssertionError(server.said)
+    log = folder / "serve.log"
+    server = stack.enter_context(serve(folder / "data", "--port", str(port), log=log, env=settings))
+    assert server.listening, server.said
+    return server
 
 
 async def lose(folder: Path, mirror: Server, sessions: int, kills: int, rng: random.Random) -> dict[str, Any]:
@@ -133,7 +127,7 @@ async def lose(folder: Path, mirror: Server, sessions: int, kills: int, rng: ran
     lost_events = 0
     async with httpx2.AsyncClient(timeout=DEADLINE_S, limits=limits) as client:
         with ExitStack() as stack:
-            server, started_again = await asyncio.to_thread(_start, stack, folder, 0, mirror)
+            server = await asyncio.to_thread(_start, stack, folder, 0, mirror)
             port = int(server.url.rsplit(":", 1)[1])
             world = World(f"{server.url}/api/v1", client)
             reporters = []
@@ -158,13 +152,9 @@ async def lose(folder: Path, mirror: Server, sessions: int, kills: int, rng: ran
                     server.process.send_signal(signal.SIGKILL)
                     await asyncio.to_thread(server.process.wait)
                 await asyncio.to_thread(shutil.rmtree, folder / "data")
-                while True:
-                    server, again = await asyncio.to_thread(_start, stack, folder, port, mirror)
-                    started_again += again
-                    listening_s = time.monotonic()
-                    if await _all_there(world, server, reporters):
-                        break
-                    started_again += 1
+                server = await asyncio.to_thread(_start, stack, folder, port, mirror)
+                listening_s = time.monotonic()
+                await _all_there(world, server, reporters)
                 back_s.append(time.monotonic() - listening_s)
                 for reporter in reporters:
                     found, lost = await _check(world, reporter)
@@ -174,7 +164,6 @@ async def lose(folder: Path, mirror: Server, sessions: int, kills: int, rng: ran
     figures = {
         "losses_of_the_folder": kills,
         "sessions": sessions,
-        "started_again": started_again,
         "acknowledged_mirrored": sum(len(reporter.kept) for reporter in reporters),
         "acknowledged_durable_only": sum(reporter.durable_only for reporter in reporters),
         "refused": sum(reporter.refused for reporter in reporters),
@@ -186,19 +175,15 @@ async def lose(folder: Path, mirror: Server, sessions: int, kills: int, rng: ran
     return {"holds": not wrong and max(back_s) <= BACK_S_MAX, "figures": figures}
 
 
-async def _all_there(world: World, server: Serve, reporters: list[Reporter]) -> bool:
-    """Whether all sessions came, which are taken in one after the other while it serves; else the server ended, as in
-    `_start`."""
+async def _all_there(world: World, server: Serve, reporters: list[Reporter]) -> None:
+    """All sessions come, which are taken in one after the other while it serves."""
 
     async def there_or_ended(path: str) -> bool:
         return server.process.poll() is not None or await world.has(path)
 
     for reporter in reporters:
         await await_until(partial(there_or_ended, f"/sessions/{reporter.session_id}"), DEADLINE_S)
-    if server.process.poll() is None:
-        return True
-    assert AGAIN in server.said, server.said
-    return False
+        assert server.process.poll() is None, server.said
 
 
 async def _check(world: World, reporter: Reporter) -> tuple[list[str], int]:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import anyio
 from attrs import define, evolve, field
 
+from sojourn.actors.errors import StoreUnavailable
 from sojourn.actors.ports import Mirror
 from sojourn.runtime.opening import SystemClock, open_stores
 from sojourn.runtime.runtime import Runtime
@@ -22,12 +23,15 @@ class MemoryPlace:
     mirror: MemoryMirror = field(factory=MemoryMirror)
     private: bool = False
     owner: str = "here"
+    away: bool = False
 
     async def connect(self) -> Mirror:
+        if self.away:
+            raise StoreUnavailable("it is away")
         return self.mirror
 
     async def epoch(self, known: int) -> int:
-        return await self.mirror.epoch()
+        return 1_000 if self.away else await self.mirror.epoch()
 
     async def watch(self, started: Callable[[], None]) -> None:
         started()
@@ -38,12 +42,15 @@ class MemoryPlace:
 
 
 @asynccontextmanager
-async def mirrored(settings: Settings, place: MemoryPlace) -> AsyncIterator[Runtime]:
-    """`Runtime.open` with this mirror, connected."""
+async def mirrored(
+    settings: Settings, place: MemoryPlace, *, connected: bool = True
+) -> AsyncIterator[Runtime]:
+    """`Runtime.open` with this mirror, connected or not."""
     async with open_stores(settings) as stores:
         with_mirror = evolve(stores, mirror=place)  # type: ignore[arg-type]
         async with Runtime.over(settings, with_mirror, SystemClock()) as runtime:
-            await level(runtime)
+            if connected:
+                await level(runtime)
             yield runtime
 
 
