@@ -70,12 +70,14 @@ local UNPACK_MAX = 4000
 local answers, at, ttl = {}, 2, ARGV[1]
 local today = string.format('%d', math.floor(tonumber(redis.call('TIME')[1]) / 86400))
 
--- Whether the stream holds less than it has to. With news it is looked at for every 64th event: it costs a tenth of a commit.
+-- The answer where the stream holds less than it has to, or is none. With news it is looked at for every 64th event: it costs a
+-- tenth of a commit.
 local function lacks(key, head, seq, first, last)
   local from = tonumber(head[4])
-  if not from or (seq < last and math.floor(last / 64) == math.floor((first - 1) / 64)) then return false end
+  if not from or (seq < last and math.floor(last / 64) == math.floor((first - 1) / 64)) then return nil end
   local held = redis.pcall('XLEN', key .. ':events')
-  return type(held) == 'number' and held ~= seq - from + 1
+  if foreign(held) then return 'x' end
+  return held ~= seq - from + 1 and 'g' or nil
 end
 
 local function judge(key, kind, forced, epoch, first, last)
@@ -93,8 +95,10 @@ local function judge(key, kind, forced, epoch, first, last)
   local its, seq = tonumber(head[1]) or 0, tonumber(head[2]) or 0
   if epoch < its and not forced then return 'f' end
   if kind == 'i' then
-    if epoch == its and seq == last then return lacks(key, head, seq, first, last) and 'g' or 'd' end
-    if first ~= seq + 1 or lacks(key, head, seq, first, last) then return 'g' end
+    if epoch == its and seq == last then return lacks(key, head, seq, first, last) or 'd' end
+    if first ~= seq + 1 then return 'g' end
+    local why = lacks(key, head, seq, first, last)
+    if why then return why end
   else
     local stream = redis.call('TYPE', key .. ':events').ok
     if stream ~= 'none' and stream ~= 'stream' then return 'x' end

@@ -186,6 +186,17 @@ async def test_a_stream_that_was_replaced_under_a_live_session_is_left_as_it_is(
         await mirror.events("a")
 
 
+async def test_a_stream_that_was_replaced_under_a_session_that_rests_is_told_when_it_is_asked_about(
+    server: Server, mirror: RedisMirror
+) -> None:
+    await mirror.apply([update(1)])
+    server.run("SET", f"{KEY}:events", "theirs")
+    probe = MirrorUpdate(session_id="a", epoch=1, first_seq=2, last_seq=1, events=(), documents={})
+    assert await mirror.apply([probe]) == [FOREIGN]
+    server.run("DEL", f"{KEY}:events")
+    assert await mirror.apply([probe]) == [GAP]
+
+
 async def test_reading_a_key_of_another_type_says_so(server: Server, mirror: RedisMirror) -> None:
     server.run("SET", KEY, "theirs")
     for read in (mirror.head, mirror.documents):
