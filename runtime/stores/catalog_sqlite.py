@@ -7,15 +7,12 @@ anew when it opens. Writing and reading go over two connections: a list never wa
 
 import asyncio
 import contextlib
-import itertools
-import json
 import sqlite3
 import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
-from zlib import crc32
 
 import aiosqlite
 import anyio
@@ -24,6 +21,22 @@ from attrs import define, field
 
 from ...actors.errors import Damaged, NotOpen, StorageFull, StoreError, StoreUnavailable, UnusableFolder
 from ...actors.ports import TIERS, CatalogQuery, CatalogRow
+from .catalog_rows import checksum, from_sql, head_values, holds, microseconds, moment, to_sql
+from .catalog_schema import (
+    DUE,
+    HEAD_VERSION,
+    IN_TIER,
+    MIGRATIONS,
+    PUT,
+    READ,
+    READ_HEAD,
+    READABLE_VERSION_MIN,
+    SWITCH,
+    VERSION,
+    WRITE_HEAD,
+    page_sql,
+    read_of,
+)
 from .mark import Mark, read_mark
 from .sqlite_files import (
     BUSY_TIMEOUT_S,
@@ -42,105 +55,6 @@ from .sqlite_files import (
 
 T = TypeVar("T")
 log = structlog.get_logger("sojourn.catalog")
-
-# Script n brings a catalog of version n to version n + 1. Add at the end, and never change one that was released.
-MIGRATIONS = (
-    """
-    CREATE TABLE session(
-        session_id TEXT PRIMARY KEY,
-        seq INTEGER NOT NULL,
-        epoch INTEGER NOT NULL,
-        tier TEXT NOT NULL,
-        status TEXT NOT NULL,
-        outcome TEXT,
-        plan TEXT NOT NULL,
-        title TEXT NOT NULL,
-        user_id TEXT NOT NULL,
-        created_at INTEGER NOT NULL, -- microseconds since 1970, UTC
-        updated_at INTEGER NOT NULL,
-        record BLOB NOT NULL
-    );
-    CREATE INDEX session_by_age ON session(created_at DESC, session_id DESC);
-    CREATE INDEX session_by_plan ON session(plan, created_at DESC, session_id DESC);
-    CREATE INDEX session_by_status ON session(status, created_at DESC, session_id DESC);
-    CREATE INDEX session_by_epoch ON session(epoch);
-    """,
-    """
-    CREATE INDEX session_by_tier ON session(tier, created_at DESC, session_id DESC);
-    CREATE INDEX session_by_tier_and_status ON session(tier, status, created_at DESC, session_id DESC);
-    CREATE INDEX session_by_tier_and_change ON session(tier, updated_at, session_id);
-    """,
-    # Rows of an older version get their checksum in the same transaction (`_migrate`). `head` counts the commits, and
-    # those of them that were synced.
-    """
-    ALTER TABLE session ADD COLUMN checksum INTEGER;
-    CREATE TABLE head(
-        one INTEGER PRIMARY KEY CHECK (one = 1),
-        commits INTEGER NOT NULL,
-        synced INTEGER NOT NULL,
-        checksum INTEGER
-    );
-    """,
-    # Only sessions with a timer that will be due stand in the index, however many there are without.
-    """
-    ALTER TABLE session ADD COLUMN next_due_at INTEGER; -- microseconds since 1970, UTC
-    CREATE INDEX session_by_due ON session(next_due_at, session_id) WHERE next_due_at IS NOT NULL;
-    """,
-)
-VERSION = len(MIGRATIONS)
-# A reader cannot migrate. What the rows of an older version lack reads as NULL (`_read_of`).
-READABLE_VERSION_MIN = 1
-
-_COLUMNS = (
-    "session_id, seq, epoch, tier, status, outcome, plan, title, user_id, created_at, updated_at, next_due_at, record, "
-    "checksum"
-)
-_HEAD_VERSION = 3  # from which on there are checksums, and `head`
-_DUE_VERSION = 4
-
-
-def _read_of(version: int) -> str:
-    """What is read of each row of a catalog of this version."""
-    columns = _COLUMNS
-    for name, since in (("checksum", _HEAD_VERSION), ("next_due_at", _DUE_VERSION)):
-        if version < since:
-            columns = columns.replace(name, f"NULL AS {name}")
-    return f"{columns}, rowid AS place"
-
-
-_READ = _read_of(VERSION)
-
-
-def _tier_number(table: str) -> str:
-    whens = " ".join(f"WHEN '{tier}' THEN {number}" for number, tier in enumerate(TIERS))
-    return f"CASE {table}.tier {whens} END"
-
-
-_PUT = f"""
-INSERT INTO session({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT(session_id) DO UPDATE SET seq = excluded.seq, epoch = excluded.epoch, tier = excluded.tier,
-    status = excluded.status, outcome = excluded.outcome, plan = excluded.plan, title = excluded.title,
-    user_id = excluded.user_id, created_at = excluded.created_at, updated_at = excluded.updated_at,
-    next_due_at = excluded.next_due_at, record = excluded.record, checksum = excluded.checksum
-WHERE (excluded.epoch, excluded.seq) >= (session.epoch, session.seq)
-    AND {_tier_number("excluded")} >= {_tier_number("session")}
-"""
-_SWITCH = f"""
-UPDATE session SET ({_COLUMNS}) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-WHERE session_id = ? AND tier = ? AND seq = ?
-"""
-_IN_TIER = """
-SELECT session_id FROM session WHERE tier = ? AND updated_at < ? ORDER BY updated_at, session_id LIMIT ?
-"""
-_DUE = """
-SELECT next_due_at, session_id FROM session
-WHERE next_due_at IS NOT NULL AND next_due_at < ? AND (next_due_at, session_id) > (?, ?)
-ORDER BY next_due_at, session_id LIMIT ?
-"""
-_WRITE_HEAD = "INSERT OR REPLACE INTO head(one, commits, synced, checksum) VALUES (1, ?, ?, ?)"
-_READ_HEAD = "SELECT commits, synced, checksum FROM head"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 @define(eq=False)
@@ -231,30 +145,30 @@ class SqliteCatalog:
         if not self._checked:
             return []
         rows = await self._select(f"SELECT {self._read} FROM session", ())
-        return [str(row[0]) for row in rows if not _holds(row[:-1])]
+        return [str(row[0]) for row in rows if not holds(row[:-1])]
 
     async def put(self, rows: Sequence[CatalogRow]) -> None:
         self._must_be_writable()
         # The journal is no copy of what was handed over: such a row is not lost at a power cut.
         synced = any(row.tier != TIERS[0] for row in rows)
-        await self._carried_out(self._write(_PUT, [_to_sql(row) for row in rows], synced=synced))
+        await self._carried_out(self._write(PUT, [to_sql(row) for row in rows], synced=synced))
 
     async def switch(self, row: CatalogRow, *, from_tier: str) -> bool:
         self._must_be_writable()
-        values = (*_to_sql(row), row.session_id, from_tier, row.seq)
-        await self._carried_out(self._write(_SWITCH, [values], synced=True))
+        values = (*to_sql(row), row.session_id, from_tier, row.seq)
+        await self._carried_out(self._write(SWITCH, [values], synced=True))
         return await self.get(row.session_id) == row
 
     async def in_tier(self, tier: str, *, updated_before: datetime, limit: int) -> list[str]:
-        rows = await self._select(_IN_TIER, (tier, _microseconds(updated_before), limit))
+        rows = await self._select(IN_TIER, (tier, microseconds(updated_before), limit))
         return [session_id for (session_id,) in rows]
 
     async def due(
         self, *, before: datetime, after: tuple[datetime, str] | None, limit: int
     ) -> list[tuple[datetime, str]]:
-        above = (_microseconds(after[0]), after[1]) if after is not None else (-(1 << 63), "")
-        rows = await self._select(_DUE, (_microseconds(before), *above, limit))
-        return [(_EPOCH + due_at * _MICROSECOND, session_id) for due_at, session_id in rows]
+        above = (microseconds(after[0]), after[1]) if after is not None else (-(1 << 63), "")
+        rows = await self._select(DUE, (microseconds(before), *above, limit))
+        return [(moment(due_at), session_id) for due_at, session_id in rows]
 
     async def get(self, session_id: str) -> CatalogRow | None:
         rows = await self._select(f"SELECT {self._read} FROM session WHERE session_id = ?", (session_id,))
@@ -262,7 +176,7 @@ class SqliteCatalog:
 
     async def page(self, query: CatalogQuery) -> list[CatalogRow]:
         found = [
-            await self._row(row, str(row[0])) for row in await self._select(*_page_sql(query, self._read))
+            await self._row(row, str(row[0])) for row in await self._select(*page_sql(query, self._read))
         ]
         return [row for row in found if row is not None]
 
@@ -290,18 +204,18 @@ class SqliteCatalog:
 
     @property
     def _checked(self) -> bool:
-        return self._version >= _HEAD_VERSION
+        return self._version >= HEAD_VERSION
 
     @property
     def _read(self) -> str:
-        return _read_of(self._version)
+        return read_of(self._version)
 
     async def _compare(self, marked: tuple[int, int, int] | None) -> None:
         """With how far it had come when something was last committed."""
         if not self._checked:
             return
-        head = await self._select(_READ_HEAD, ())
-        if [_head_values(*line[:2]) for line in head] != head or len(head) != 1:
+        head = await self._select(READ_HEAD, ())
+        if [head_values(*line[:2]) for line in head] != head or len(head) != 1:
             raise _unreadable(self._path, "its head does not carry its checksum")
         commits, synced, _ = head[0]
         marked_commits, marked_synced, _ = marked or (0, 0, 0)
@@ -318,8 +232,8 @@ class SqliteCatalog:
     async def _row(self, values: tuple[Any, ...], session_id: str) -> CatalogRow | None:
         """The row, or what it should be; None where it is not known what that is."""
         *columns, place = values
-        if not self._checked or (_holds(columns) and columns[0] == session_id):
-            return _from_sql(columns)
+        if not self._checked or (holds(columns) and columns[0] == session_id):
+            return from_sql(columns)
         row = await self.rederive(session_id) if self.rederive is not None else None
         log.error(
             "catalog.row_damaged",
@@ -334,7 +248,7 @@ class SqliteCatalog:
 
     async def _replace(self, place: int, row: CatalogRow) -> None:
         try:
-            await self._write(_PUT, [_to_sql(row)], synced=True, damaged_at=place)
+            await self._write(PUT, [to_sql(row)], synced=True, damaged_at=place)
         except StoreError as error:
             log.error(
                 "catalog.row_not_mended",
@@ -370,9 +284,9 @@ class SqliteCatalog:
                 if damaged_at is not None:
                     await self._remove_damaged(self._writer, damaged_at)
                 await self._writer.executemany(sql, rows)
-                ((commits, synced_before, _),) = await self._writer.execute_fetchall(_READ_HEAD)
+                ((commits, synced_before, _),) = await self._writer.execute_fetchall(READ_HEAD)
                 counts = (commits + 1, synced_before + synced)
-                await self._writer.execute_fetchall(_WRITE_HEAD, _head_values(*counts))
+                await self._writer.execute_fetchall(WRITE_HEAD, head_values(*counts))
                 await self._writer.execute_fetchall("COMMIT")
                 self._mark.note(*counts)
             except sqlite3.Error as error:
@@ -385,8 +299,8 @@ class SqliteCatalog:
 
     async def _remove_damaged(self, writer: "_Connection", place: int) -> None:
         """A row whose checksum does not hold, where it still stands there: another task may have been quicker."""
-        rows = await writer.execute_fetchall(f"SELECT {_READ} FROM session WHERE rowid = ?", (place,))
-        if any(not _holds(row[:-1]) for row in rows):
+        rows = await writer.execute_fetchall(f"SELECT {READ} FROM session WHERE rowid = ?", (place,))
+        if any(not holds(row[:-1]) for row in rows):
             # Indices first: an entry that differs from its damaged row could not be removed with it.
             await writer.execute_fetchall("REINDEX session")
             await writer.execute_fetchall("DELETE FROM session WHERE rowid = ?", (place,))
@@ -484,113 +398,19 @@ async def _migrate(connection: aiosqlite.Connection, path: Path) -> None:
         await connection.execute_fetchall("BEGIN IMMEDIATE")
         for statement in filter(str.strip, MIGRATIONS[version].split(";")):
             await connection.execute_fetchall(statement)
-        if version + 1 == _HEAD_VERSION:
-            read = _read_of(_HEAD_VERSION)
+        if version + 1 == HEAD_VERSION:
+            read = read_of(HEAD_VERSION)
             rows = await connection.execute_fetchall(f"SELECT {read} FROM session")
-            sums = [(_checksum(row[:-2]), row[-1]) for row in rows]
+            sums = [(checksum(row[:-2]), row[-1]) for row in rows]
             await connection.executemany("UPDATE session SET checksum = ? WHERE rowid = ?", sums)
-            await connection.execute_fetchall(_WRITE_HEAD, _head_values(0, 0))
+            await connection.execute_fetchall(WRITE_HEAD, head_values(0, 0))
         await connection.execute_fetchall(f"PRAGMA user_version = {version + 1}")
         await connection.execute_fetchall("COMMIT")
-
-
-def _page_sql(query: CatalogQuery, read: str = _READ) -> tuple[str, tuple[Any, ...]]:
-    """The statement and its values. By status and tier it takes a page of each by the index and merges them: what is rare
-    is then found without walking all rows. Only these fragments ever become SQL; what the query holds is bound."""
-    conditions, values = [], []
-    if query.before is not None:
-        conditions.append("(created_at, session_id) < (?, ?)")
-        values += [_microseconds(query.before[0]), query.before[1]]
-    if query.plan is not None:
-        conditions.append("plan = ?")
-        values.append(query.plan)
-    choices = []
-    for column, chosen in (("tier", query.tier), ("status", query.status)):
-        if chosen is not None:
-            conditions.append(f"{column} = ?")
-            choices.append(sorted(chosen))
-    order = "ORDER BY created_at DESC, session_id DESC LIMIT ?"
-    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    page = f"SELECT {read} FROM session {where} {order}"
-    if not choices:
-        return page, (*values, query.limit)
-    bound = [(*values, *choice, query.limit) for choice in itertools.product(*choices)]
-    if not bound:
-        return f"SELECT {read} FROM session WHERE 0", ()
-    pages = " UNION ALL ".join([f"SELECT * FROM ({page})"] * len(bound))
-    return f"{pages} {order}", (*itertools.chain.from_iterable(bound), query.limit)
-
-
-def _to_sql(row: CatalogRow) -> tuple[Any, ...]:
-    values = (
-        row.session_id,
-        row.seq,
-        row.epoch,
-        row.tier,
-        row.status,
-        row.outcome,
-        row.plan,
-        row.title,
-        row.user_id,
-        _microseconds(row.created_at),
-        _microseconds(row.updated_at),
-        _microseconds(row.next_due_at) if row.next_due_at is not None else None,
-        row.record,
-    )
-    return (*values, _checksum(values))
-
-
-# `json.dumps` with a default makes an encoder a call: two thirds of its time, and every row is checked at a start.
-_encode = json.JSONEncoder(default=repr).encode
-
-
-def _checksum(values: Sequence[Any]) -> int | None:
-    """Of all columns but the checksum itself, with their types; None where the record is no blob. A row without a timer has
-    the checksum that it had before there were timers."""
-    *columns, next_due_at, record = values
-    if next_due_at is not None:
-        columns.append(next_due_at)
-    if not isinstance(record, bytes):
-        return None
-    return crc32(record, crc32(_encode(columns).encode()))
-
-
-def _holds(values: Sequence[Any]) -> bool:
-    """Whether a row carries its checksum."""
-    return values[-1] is not None and values[-1] == _checksum(values[:-1])
-
-
-def _head_values(commits: int, synced: int) -> tuple[int, int, int]:
-    return commits, synced, crc32(f"{commits} {synced}".encode())
 
 
 def _text(data: bytes) -> str:
     """Damaged text is told by its checksum, not by an error of the driver that costs the rows beside it, too."""
     return data.decode("utf-8", "replace")
-
-
-def _from_sql(values: Sequence[Any]) -> CatalogRow:
-    session_id, seq, epoch, tier, status, outcome, plan, title, user_id, *others = values
-    created_at, updated_at, next_due_at, record, _ = others
-    return CatalogRow(
-        session_id=session_id,
-        seq=seq,
-        epoch=epoch,
-        tier=tier,
-        status=status,
-        outcome=outcome,
-        plan=plan,
-        title=title,
-        user_id=user_id,
-        created_at=_EPOCH + created_at * _MICROSECOND,
-        updated_at=_EPOCH + updated_at * _MICROSECOND,
-        record=record,
-        next_due_at=_EPOCH + next_due_at * _MICROSECOND if next_due_at is not None else None,
-    )
-
-
-def _microseconds(moment: datetime) -> int:
-    return (moment - _EPOCH) // _MICROSECOND
 
 
 def _translated(path: Path, error: sqlite3.Error) -> StoreError:

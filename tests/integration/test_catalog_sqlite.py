@@ -13,8 +13,9 @@ from attrs import evolve
 
 from sojourn.actors.errors import Damaged, StoreUnavailable, UnusableFolder
 from sojourn.actors.ports import CatalogQuery, CatalogRow
-from sojourn.runtime.stores import catalog_sqlite
-from sojourn.runtime.stores.catalog_sqlite import MIGRATIONS, VERSION, SqliteCatalog
+from sojourn.runtime.stores import catalog_rows, catalog_schema
+from sojourn.runtime.stores.catalog_schema import MIGRATIONS, VERSION
+from sojourn.runtime.stores.catalog_sqlite import SqliteCatalog
 
 pytestmark = pytest.mark.anyio
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -86,8 +87,8 @@ async def test_a_catalog_of_every_older_version_is_brought_up_to_date(path: Path
     connection = sqlite3.connect(path)
     for script in MIGRATIONS[:version]:
         connection.executescript(script)
-    if version >= catalog_sqlite._HEAD_VERSION:
-        connection.execute(catalog_sqlite._WRITE_HEAD, catalog_sqlite._head_values(0, 0))
+    if version >= catalog_schema.HEAD_VERSION:
+        connection.execute(catalog_schema.WRITE_HEAD, catalog_rows.head_values(0, 0))
     connection.execute(f"PRAGMA user_version = {version}")
     connection.commit()
     connection.close()
@@ -112,7 +113,7 @@ async def test_a_reader_reads_the_rows_of_a_catalog_that_lacks_the_newest_indexe
     connection.executescript(MIGRATIONS[0])
     connection.execute("PRAGMA user_version = 1")
     connection.commit()
-    *values, _, record, _ = catalog_sqlite._to_sql(row("a", tier="recent"))
+    *values, _, record, _ = catalog_rows.to_sql(row("a", tier="recent"))
     values.append(record)
     connection.execute(f"INSERT INTO session VALUES ({', '.join('?' * len(values))})", values)
     connection.commit()
@@ -130,8 +131,8 @@ async def test_a_row_of_the_version_without_timers_keeps_its_checksum(
     for script in MIGRATIONS[:3]:
         connection.executescript(script)
     connection.execute("PRAGMA user_version = 3")
-    connection.execute(catalog_sqlite._WRITE_HEAD, catalog_sqlite._head_values(0, 0))
-    *values, _, record, checksum = catalog_sqlite._to_sql(row("a"))
+    connection.execute(catalog_schema.WRITE_HEAD, catalog_rows.head_values(0, 0))
+    *values, _, record, checksum = catalog_rows.to_sql(row("a"))
     values += [record, checksum]
     connection.execute(f"INSERT INTO session VALUES ({', '.join('?' * len(values))})", values)
     connection.commit()
@@ -150,7 +151,7 @@ async def test_finding_the_sessions_that_are_due_reads_an_index_and_no_table(
 ) -> None:
     await opened(path)
     connection = sqlite3.connect(path)
-    plan = connection.execute(f"EXPLAIN QUERY PLAN {catalog_sqlite._DUE}", (0, 0, "", 1)).fetchall()
+    plan = connection.execute(f"EXPLAIN QUERY PLAN {catalog_schema.DUE}", (0, 0, "", 1)).fetchall()
     connection.close()
     assert [step[-1].split("(")[0].strip() for step in plan] == [
         "SEARCH session USING COVERING INDEX session_by_due"
@@ -262,7 +263,7 @@ async def test_many_puts_at_once_are_each_whole(path: Path, opened: Open) -> Non
 )
 async def test_no_list_walks_or_sorts_all_rows(path: Path, query: CatalogQuery) -> None:
     await filled(path, *(row(f"s{n}", created_at=NOON + timedelta(seconds=n)) for n in range(10)))
-    sql, values = catalog_sqlite._page_sql(query)
+    sql, values = catalog_schema.page_sql(query)
     connection = sqlite3.connect(path)
     plan = [detail for *_, detail in connection.execute(f"EXPLAIN QUERY PLAN {sql}", values)]
     connection.close()
@@ -274,7 +275,7 @@ async def test_no_list_walks_or_sorts_all_rows(path: Path, query: CatalogQuery) 
 async def test_a_tier_is_walked_by_its_index(path: Path) -> None:
     await filled(path, *(row(f"s{n}") for n in range(10)))
     connection = sqlite3.connect(path)
-    sql = f"EXPLAIN QUERY PLAN {catalog_sqlite._IN_TIER}"
+    sql = f"EXPLAIN QUERY PLAN {catalog_schema.IN_TIER}"
     plan = [detail for *_, detail in connection.execute(sql, ("active", 0, 9))]
     connection.close()
     assert len(plan) == 1
