@@ -23,6 +23,11 @@ def p99_ms(result: dict[str, Any]) -> float:
     return found / 1000
 
 
+def above_ceiling(result: dict[str, Any]) -> float:
+    found: float = result["figure"]["median"] - result["ceiling_figure"]["median"]
+    return found
+
+
 @frozen(kw_only=True)
 class Target:
     """One line of the table.
@@ -137,6 +142,15 @@ TARGETS: tuple[Target, ...] = (
         2.0,
         at_least=False,
         command="run crowd-passivated --duration 30 --rounds 3",
+    ),
+    _target(
+        "memory of a resting session in memory, beyond its state",
+        "memory",
+        above_ceiling,
+        2048,
+        at_least=False,
+        unit="bytes",
+        command="run memory --rounds 3",
     ),
     _target("sessions brought back from snapshots a second", "activation", figure, 5_000, at_least=True),
     _target(

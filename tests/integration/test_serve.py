@@ -1,5 +1,6 @@
 """`sojourn serve` as people and `record` use it: a process, its sockets, its messages and exit codes."""
 
+import importlib.util
 import os
 import signal
 import socket
@@ -54,6 +55,16 @@ def test_it_says_which_mirror_there_is(data: Path, log: Path) -> None:
         with serve(data, "--no-tcp", log=log, env=private) as server:
             assert "private" in server.listening["mirror"]
             assert server.stop() == 0
+
+
+def test_the_event_loop_may_be_chosen_and_is_said(data: Path, log: Path) -> None:
+    there = importlib.util.find_spec("uvloop") is not None
+    with serve(data, "--no-tcp", log=log) as server:
+        assert server.listening["loop"] == ("uvloop" if there else "asyncio")
+    with serve(data, "--no-tcp", "--loop", "asyncio", log=log) as server:
+        assert server.listening["loop"] == "asyncio"
+        with server.client() as client:
+            assert client.post("/sessions", json={}).status_code == 201
 
 
 def test_its_socket_is_for_its_owner_only(data: Path, log: Path) -> None:

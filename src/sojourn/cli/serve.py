@@ -44,6 +44,7 @@ def serve(
     exit_when_idle: Annotated[float | None, Parameter(validator=Number(gte=0))] = None,
     log_level: Literal["debug", "info", "warning", "error"] | None = None,
     config: Path | None = None,
+    loop: Literal["auto", "asyncio", "uvloop"] = "auto",
 ) -> int:
     """Own a data folder and serve its sessions over HTTP, until Ctrl-C or SIGTERM.
 
@@ -72,6 +73,8 @@ def serve(
         The lowest level of log lines that is written. Default: info.
     config
         The settings file. Default: $SOJOURN_CONFIG, else sojourn.toml here, else the user's.
+    loop
+        The event loop: auto is uvloop where it is installed (`pip install 'sojourn[uvloop]'`).
 
     Returns:
         The exit code: 0 after an ordered stop (Ctrl-C and SIGTERM too), 1 where it could not serve, 2 for a mistake
@@ -102,16 +105,19 @@ def serve(
             "or listen on 127.0.0.1",
             2,
         )
+    uvloop_there = importlib.util.find_spec("uvloop") is not None
+    if loop == "uvloop" and not uvloop_there:
+        return _fail("uvloop is not installed; pip install 'sojourn[uvloop]', or leave --loop out", 2)
     configure_logging(level=settings.log_level)
     options = _Options(
         settings=settings,
         address=(settings.host, settings.port) if tcp else None,
         token=settings.token,
         exit_when_idle_s=exit_when_idle,
+        uvloop=uvloop_there and loop != "asyncio",
     )
     try:
-        use_uvloop = importlib.util.find_spec("uvloop") is not None
-        anyio.run(_serve, options, backend_options={"use_uvloop": use_uvloop})
+        anyio.run(_serve, options, backend_options={"use_uvloop": options.uvloop})
     except SojournError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
@@ -125,6 +131,7 @@ class _Options:
     address: tuple[str, int] | None
     token: str | None
     exit_when_idle_s: float | None
+    uvloop: bool
 
 
 def is_loopback(host: str) -> bool:
@@ -160,6 +167,7 @@ async def _serve(options: _Options) -> None:
                         socket=str(socket_path),
                         data=str(data_dir.resolve()),
                         mirror=_mirror(options.settings, runtime.mirror_statistics()),
+                        loop="uvloop" if options.uvloop else "asyncio",
                         version=version("sojourn"),
                     )
 
