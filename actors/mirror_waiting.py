@@ -121,7 +121,9 @@ class Following:
         try:
             self._mirror.reached(self._session_id, done.seq, self._parked, self._deadline_s, done)
         except DurabilityUnavailable as refusal:
-            self._parked.set_exception(refusal)
+            # Its traceback holds frames that hold `_parked`, which would hold it: garbage that only the collector finds, and
+            # with all that are refused at once it takes 100 ms for it.
+            self._parked.set_exception(refusal.with_traceback(None))
 
     def set_exception(self, exception: BaseException, /) -> None:
         self._parked.set_exception(exception)

@@ -225,6 +225,8 @@ class Runtime(Sessions):
                     self._ended(session_id, Sealed(session_id))
                 else:
                     self._presence.sign(session_id, kernel.now)  # fresh: it has just stepped to answer us
+            # An error that leaves holds this frame by its traceback, and the two hold the error: see `Following`.
+            del parked, reply
         assert done is not None
         return done
 

@@ -1,12 +1,16 @@
-"""A session that is sent to the mirror whole: with a snapshot before it where one is due, and never behind another's work."""
+"""A session that is sent to the mirror whole, with a snapshot before it where one is due, and never behind another's work; and
+what refusals cost."""
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from sojourn.actors.errors import DurabilityUnavailable
 from sojourn.actors.session.documents import all_documents
+from sojourn.actors.session.model import Ack
 from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
 
@@ -61,3 +65,22 @@ async def test_while_another_writes_the_sessions_objects_its_events_are_sent_and
             await level(runtime)
         assert runtime.statistics().snapshots_written == 0
         assert await seqs(place, session_id) == list(range(1, seq + 1))
+
+
+async def test_refusals_of_mirrored_leave_nothing_for_the_garbage_collector(tmp_path: Path) -> None:
+    place = MemoryPlace(away=True)
+    async with mirrored(Settings(data_dir=tmp_path / "data"), place, connected=False) as runtime:
+        session_id = await reporting(runtime, 1)
+
+        async def refused(n: int) -> int:
+            try:
+                await runtime.ask(session_id, log_line(n), ack=Ack.MIRRORED)
+            except DurabilityUnavailable as error:
+                return error.seq or 0
+            return 0
+
+        assert await refused(2) == 4
+        gc.collect()
+        seqs = [await refused(n) for n in range(3, 103)]
+        assert seqs == list(range(5, 105))
+        assert gc.collect() < len(seqs)
