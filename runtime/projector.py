@@ -36,6 +36,10 @@ class CatalogProjector:
         """How many sessions' rows are older than their state."""
         return len(self._dirty)
 
+    def is_behind(self, session_id: str) -> bool:
+        """Whether the session's row is older than its state, and not being written."""
+        return session_id in self._dirty
+
     def mark(self, session_ids: Sequence[str]) -> None:
         """These have changed; called for every commit."""
         self._dirty.update(session_ids)

@@ -21,6 +21,8 @@ from ..actors.session.model import SessionState
 MEASURE_EVERY_S = 10.0
 # Looking at 1,000 sessions takes half a millisecond; then others have their turn.
 SLICE_SESSIONS = 1_000
+# So many leave in 2 ms, where their rows of the catalog are still to be written.
+SLICE_LEAVERS = 100
 # Where a bound is passed, a sixteenth is freed at once: a look at all sessions costs more than one session's leaving.
 FREED_SHARE = 1 / 16
 # Where nothing is idle, looking again and again frees nothing: it takes a fifth of the time at most.
@@ -46,7 +48,7 @@ class Residents:
     """A child of the runtime's tree.
 
     Args:
-        left: called with each session that has left.
+        left: called with each session that has left, and its state.
         after_s: idle for so long, a session leaves.
         sessions_max, states_bytes_max: beyond either, idle ones leave at once.
     """
@@ -54,7 +56,7 @@ class Residents:
     def __init__(
         self,
         kernel: Kernel,
-        left: Callable[[str], None],
+        left: Callable[[str, SessionState | None], None],
         *,
         after_s: float,
         sessions_max: int,
@@ -112,6 +114,8 @@ class Residents:
                     continue
                 if cell.active_at < now - self._after_s and self._let_go(cell, cell.active_at) is not None:
                     self._passivated += 1
+                    if self._passivated % SLICE_LEAVERS == 0:
+                        await checkpoint()
                     continue
                 sessions += 1
                 states_bytes += _state_bytes(cell)
@@ -137,15 +141,15 @@ class Residents:
                 self._sessions -= 1
                 self._states_bytes -= freed_bytes
                 self._pressed_out += 1
-            if looked % SLICE_SESSIONS == 0:
+            if looked % SLICE_LEAVERS == 0:
                 await checkpoint()
 
     def _let_go(self, cell: Cell, active_at: float) -> int | None:
         """What its state took; None where it stays: it is not idle, or was active since `active_at`."""
-        state_bytes = _state_bytes(cell)
+        state_bytes, state = _state_bytes(cell), _state(cell)
         if cell.active_at > active_at or not self._kernel.passivate(cell.actor_id):
             return None
-        self._left(cell.actor_id)
+        self._left(cell.actor_id, state)
         return state_bytes
 
 
@@ -155,9 +159,14 @@ def _slices(cells: list[Cell]) -> Iterator[list[Cell]]:
 
 
 def _is_session(cell: Cell) -> bool:
-    return isinstance(getattr(cell.actor, "state", None), SessionState)
+    return _state(cell) is not None
 
 
 def _state_bytes(cell: Cell) -> int:
+    state = _state(cell)
+    return state.size_bytes if state is not None else 0
+
+
+def _state(cell: Cell) -> SessionState | None:
     state = getattr(cell.actor, "state", None)  # of whatever kind of actor a session has
-    return state.size_bytes if isinstance(state, SessionState) else 0
+    return state if isinstance(state, SessionState) else None

@@ -99,6 +99,8 @@ class Sessions(ABC):
         self._journal = stores.journal
         self._catalog = stores.catalog
         self._behind: dict[str, int] = {}
+        # Of sessions that left memory before their rows were written: no more than have rows to be written.
+        self._records_to_list: dict[str, dict[str, Any]] = {}
         self._accepting: set[str] = set()
         self._set_aside: dict[str, tuple[int, int]] = {}
         shelves = self._shelves = Shelves(
@@ -396,7 +398,11 @@ class Sessions(ABC):
             await anyio.sleep(0.01)
         self._left_memory(session_id)
 
-    def _left_memory(self, session_id: str) -> None:
+    def _left_memory(self, session_id: str, state: SessionState | None = None) -> None:
+        if state is not None and state.header is not None and self._projector.is_behind(session_id):
+            # Else the catalog would read it back to write its row: where many come and go, that was most of the reading.
+            path = self._snapshotter.path(session_id)
+            self._records_to_list[session_id] = public_record(state, epoch=self.epoch, snapshot_path=path)
         self._snapshotter.forget(session_id)
         self._snapshotted(session_id, self._journal.heads().get(session_id, 0))
 
@@ -448,7 +454,9 @@ class Sessions(ABC):
     async def _stored_record(self, session_id: str) -> dict[str, Any] | None:
         """For the catalog. A session that is not in memory is read without bringing it there. One that was handed over has
         its row from there."""
-        if session_id not in self._journal.heads():
+        left = self._records_to_list.pop(session_id, None)
+        head = self._journal.heads().get(session_id)
+        if head is None:
             return None
         if session_id in self._kernel.cells:
             record: dict[str, Any] = await self._look(
@@ -457,6 +465,8 @@ class Sessions(ABC):
             if record["ended_at"] is not None:
                 self._presence.forget(session_id)  # a late line of an ended session is no sign of life
             return record
+        if left is not None and left["seq"] == head:
+            return left
         recovered = await self._recovery.recover(session_id)
         state = recovered.state
         if state.header is None:

@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
+from sojourn.actors.ports import CatalogQuery
 from sojourn.actors.session.actor import Done
 from sojourn.actors.session.wire import read_command, read_create
 from sojourn.runtime.opening import Stores, SystemClock
@@ -130,3 +131,29 @@ async def test_more_than_a_slice_of_sessions_leaves_oldest_first() -> None:
         stayed = {active_at.pop(id_, math.inf) for id_ in runtime._kernel.cells}
         assert len(active_at) == 1 + count // 16
         assert max(active_at.values()) <= min(stayed)
+
+
+async def test_a_session_that_leaves_before_its_row_is_written_is_listed_without_being_read_back() -> None:
+    journal = FaultyJournal()
+    async with over(journal, passivate_after_s=1.0) as runtime:
+        session_id = await new_session(runtime)
+        await runtime.page(CatalogQuery())
+        await runtime.ask(session_id, result(1))
+        while in_memory(runtime):
+            await anyio.sleep(0.5)
+        assert runtime.statistics().catalog_behind == 1
+        journal.unreadable = True
+        (record,) = await runtime.page(CatalogQuery())
+        assert (record["session_id"], record["seq"]) == (session_id, 3)
+        journal.unreadable = False
+
+
+async def test_a_session_that_changed_since_it_left_is_listed_as_it_is_now() -> None:
+    async with over(FaultyJournal(), passivate_after_s=1.0) as runtime:
+        session_id = await new_session(runtime)
+        while in_memory(runtime):
+            await anyio.sleep(0.5)
+        await runtime.ask(session_id, result(1))
+        assert runtime._kernel.passivate(session_id)  # nobody has noted how it was
+        (record,) = await runtime.page(CatalogQuery())
+        assert record["seq"] == 3
