@@ -19,9 +19,9 @@ from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
 from sojourn.runtime.stores.memory import MemoryMirror
 
+from ..support.journals import flip_payload
 from ..support.memory_place import MemoryPlace, level, mirrored
 from ..support.wait import await_until
-from .test_journal_sqlite import flip_payload
 
 pytestmark = pytest.mark.anyio
 
