@@ -18,6 +18,8 @@ from typing import Any
 import httpx2
 from attrs import define, field
 
+from ..support.power import end_with_parent
+
 SESSIONS = 50
 SETTLED_S = 180.0
 
@@ -135,6 +137,8 @@ def spawn(world: World, port: int, *arguments: str) -> "subprocess.Popen[bytes]"
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            # Here and not in the program, because this process may be gone before that has begun.
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - one system call, which takes no lock
         )
 
 

@@ -38,8 +38,11 @@ CUTS_A_FOLDER = 10
 PATIENCE_S = 6.0  # a point that is not met by then is a cut at random
 START_S = 2.0  # within which a start is cut
 LINGERS_S = 0.05  # how long a server may live on after the cut
-# What a server says at a start where it found less than it had, or something else: after a power cut that would be a loss.
-NOT_WHOLE = frozenset({"journal.damaged", "catalog.damaged", "catalog.rebuilt", "objects.damaged"})
+# What a server says that found less than it had, or something else. Never, as long as its disk is there.
+NOT_WHOLE = frozenset(
+    f"{part}.damaged"
+    for part in ("journal", "catalog", "session", "segment", "snapshot", "manifest", "facts")
+) | {"session.set_aside", "catalog.row_damaged"}
 
 
 @define
@@ -54,6 +57,7 @@ class Tally:
     sent_again: int = 0
     settled_s: float = 0.0
     said: Counter[str] = field(factory=Counter)
+    said_after_cuts: Counter[str] = field(factory=Counter)
     bad: Counter[str] = field(factory=Counter)
 
 
@@ -85,6 +89,7 @@ async def _prove(folder: Path, disk: Disk, cuts: int, rng: random.Random) -> dic
         place = folder / f"round-{tally.cuts.total()}"
         place.mkdir()
         await _round(place, disk, min(cuts, tally.cuts.total() + CUTS_A_FOLDER), points, rng, tally)
+    tally.bad["said_to_be_damaged"] = sum(tally.said[name] for name in NOT_WHOLE)
     bad = dict(sorted(tally.bad.items()))
     figures = {
         "cuts": tally.cuts.total(),
@@ -97,6 +102,7 @@ async def _prove(folder: Path, disk: Disk, cuts: int, rng: random.Random) -> dic
         "sent_again": tally.sent_again,
         "settled_s": round(tally.settled_s, 1),
         "said": dict(sorted(tally.said.items())),
+        "said_after_cuts": dict(sorted(tally.said_after_cuts.items())),
         "cuts_that_forgot_nothing": tally.remembered,
         **bad,
     }
@@ -125,6 +131,7 @@ async def _round(
                 await _cut(world, port, disk, kind, point, reporting, rng, tally)
                 kinds = ("start", "random", *["point"] * 4)
             world.stopping = True
+            began = _bytes_said(world)
             async with _served(world, port) as server:
                 await answering(world, server)
                 await asyncio.wait_for(asyncio.gather(*reporting), SETTLED_S)
@@ -132,6 +139,7 @@ async def _round(
                 checked = [await check(world, session_id) for session_id in sorted(world.told)]
                 server.send_signal(signal.SIGTERM)
                 await asyncio.to_thread(server.wait)
+            tally.said.update(_said(world, began, None))
         finally:
             for task in reporting:
                 task.cancel()
@@ -139,9 +147,6 @@ async def _round(
     for name in ("lost", "doubled", "misplaced", "seq_gaps"):
         tally.bad[name] += sum(one[name] for one in checked)
     tally.bad.update(tiers(data, world.told))
-    said = Counter(_said(folder / "server.log"))
-    tally.said.update(said)
-    tally.bad["said_to_be_damaged"] += sum(said[name] for name in NOT_WHOLE)
     tally.sessions += len(world.told)
     tally.acknowledged += world.acknowledged
     tally.sent_again += world.sent_again
@@ -172,6 +177,7 @@ async def _cut(
     """One server, from its start to the cut; then the file system is mounted again."""
     nth = rng.choice((1, 2, 3, 5, 10, 30))
     fuse = [point, str(nth), str(disk.place)] if point is not None else []
+    began = _bytes_said(world)
     async with _served(world, port, *fuse) as server:
         answers = asyncio.create_task(answering(world, server))
         if kind != "start":
@@ -187,11 +193,14 @@ async def _cut(
         by_itself = server.poll() is not None
         if by_itself and (point is None or server.returncode != -signal.SIGKILL):
             raise AssertionError((world.folder / "server.log").read_text()[-4000:])
+        ended = _bytes_said(world)
         if not by_itself:
             cut_power(disk.place)
             await asyncio.sleep(rng.choice((0.0, rng.uniform(0.0, LINGERS_S))))
     await answers
     world.up.clear()
+    tally.said.update(_said(world, began, ended))
+    tally.said_after_cuts.update(_said(world, ended, None))
     await asyncio.to_thread(disk.unmount)
     disk.mount()
     tally.remembered += not disk.forgot()
@@ -200,14 +209,21 @@ async def _cut(
         print(f"  cut {tally.cuts.total()}, {len(world.told)} sessions here", file=sys.stderr)
 
 
-def _said(log: Path) -> list[str]:
-    """The events of what the servers logged as a warning or worse."""
+def _bytes_said(world: World) -> int:
+    log = world.folder / "server.log"
+    return log.stat().st_size if log.exists() else 0
+
+
+def _said(world: World, begin: int, end: int | None) -> list[str]:
+    """The events of what a server logged as a warning or worse, in these bytes of the log."""
     found = []
-    for line in log.read_text(errors="replace").splitlines():
+    for line in (world.folder / "server.log").read_bytes()[begin:end].splitlines():
         try:
             entry = json.loads(line)
-        except ValueError:
+        except ValueError:  # a traceback, or a line that the kill cut short
             continue
         if entry.get("level") in ("warning", "error", "critical"):
             found.append(entry["event"])
+            if entry["event"] in NOT_WHOLE:
+                print(f"  {line.decode()}", file=sys.stderr)
     return found

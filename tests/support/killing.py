@@ -23,7 +23,7 @@ from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
 from sojourn.runtime.telemetry import configure_logging
 
-from .power import cut_power, end_with_parent
+from .power import cut_power
 
 METHODS = {
     "journal": ("append", "release", "forget"),
@@ -125,7 +125,6 @@ async def main(data_dir: Path, port: int, fuse: Fuse) -> None:
 
 
 if __name__ == "__main__":
-    end_with_parent()
     folder, number, *rest = sys.argv[1:]
     point, nth, place = [*rest, None, None, None][:3]
     fuse = Fuse(point, int(nth or 0), Path(place) if place is not None else None)

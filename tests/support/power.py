@@ -9,6 +9,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import signal
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -111,8 +112,8 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[Disk]:
 
 
 def end_with_parent() -> None:
-    """This process is killed when the thread that started it ends: else it would hold the mount."""
-    _libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0)
+    """This process is killed when the thread that started it ends: else it would hold the mount. Also after an exec."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _see_own_mounts() -> None:
