@@ -1,14 +1,16 @@
 """What must hold at the end: the runtime at rest, everything moving again, and all that clients were told still there."""
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import anyio
 
-from sojourn.actors.errors import CallerError, StoreError
+from sojourn.actors.errors import CallerError, IntensityExceeded, StoreError
 from sojourn.actors.kernel.scheduler import SLOT_MESSAGES_MAX
 from sojourn.actors.ports import TIERS, CatalogQuery
 from sojourn.actors.session.actor import Done
-from sojourn.actors.session.commands import AppendLog, Command
+from sojourn.actors.session.commands import AppendLog, CancelTimer, Command
+from sojourn.actors.session.timers import next_due_at
 from sojourn.runtime.runtime import Runtime
 
 from .oracle import objects_of
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from .world import World
 
 IN_A_MOMENT_S = 120.0
+LATE_S = 60.0  # a timer, after a start or a failure
+ABANDONS_S_MAX = 1_000.0
 RECENT = TIERS[1]
 
 
@@ -74,6 +78,7 @@ async def everything_moves(world: "World", within_s: float) -> None:
             await anyio.sleep(0.5)
     world.oracle.must(not patience.cancelled_caught, "I24", "the runtime is not ready again after the faults")
     await everything_is_counted(world)
+    await timers_end(world)
     if any(plan.bombs for plan in world.plans):
         return  # some may be set aside, and are listed as they were
     late: list[str] = []
@@ -83,6 +88,41 @@ async def everything_moves(world: "World", within_s: float) -> None:
         ]:
             await anyio.sleep(1.0)
     world.oracle.must(not late, "I11", f"the catalog stays behind with {late}")
+
+
+async def timers_end(world: "World") -> None:
+    """I24: what is due fires. Then somebody takes all timers back, so that sessions come to rest."""
+    late = []
+    with anyio.move_on_after(IN_A_MOMENT_S):
+        while late := [
+            plan.session_id for plan in world.plans if not plan.bombs and _overdue(world, plan.session_id)
+        ]:
+            await anyio.sleep(1.0)
+    world.oracle.must(not late, "I24", f"timers of {late} were due and do not fire")
+    with anyio.move_on_after(IN_A_MOMENT_S) as patience:
+        for truth in list(world.oracle.truths.values()):
+            while keys := list(truth.state_at(truth.head, world.oracle.limits).timers):
+                await _taken_back(world, truth.session_id, keys[0])
+    world.oracle.must(not patience.cancelled_caught, "I24", "timers cannot be taken back")
+
+
+def _overdue(world: "World", session_id: str) -> bool:
+    truth = world.oracle.of(session_id)
+    state = truth.state_at(truth.head, world.oracle.limits)
+    due_at = next_due_at(state)
+    return due_at is not None and due_at < world.clock.now() - timedelta(seconds=LATE_S)
+
+
+async def _taken_back(world: "World", session_id: str, key: str) -> None:
+    runtime = await world.running()
+    sent_at = anyio.current_time()
+    try:
+        await runtime.ask(session_id, Command("timer.cancel", CancelTimer(key=key)))
+        world.oracle.of(session_id).alive_at = sent_at
+    except IntensityExceeded:
+        await runtime.quarantine.release(session_id)
+    except (CallerError, StoreError):  # it has fired
+        await anyio.sleep(1.0)
 
 
 async def everything_is_counted(world: "World") -> None:
@@ -138,6 +178,9 @@ async def _waits(world: "World", runtime: Runtime) -> str:
             return f"{plan.session_id} is not listed as it is"
         state = truth.state_at(truth.head, world.oracle.limits)
         assert state.status is not None
+        silent = world.profile.settings.abandon_after_s < ABANDONS_S_MAX
+        if silent and not state.status.ended:
+            return f"{plan.session_id} is silent, and not abandoned"
         if state.status.ended and row.tier != ("archive" if archives else RECENT):
             return f"{plan.session_id} has ended and is {row.tier}"
     return ""
@@ -147,10 +190,12 @@ async def answers(world: "World", runtime: Runtime, session_id: str) -> None:
     """One session is read and takes a line, if it is not sealed."""
     line = Command("log.append", AppendLog(stream="stdout", text=f"last {session_id}"))
     for _ in range(20):
+        sent_at = anyio.current_time()
         try:
             seq, state = await runtime.state(session_id)
             world.oracle.shown_state(session_id, seq, state)
             await runtime.ask(session_id, line)
+            world.oracle.of(session_id).alive_at = sent_at
             break
         except StoreError as error:
             world.may_fail(error)

@@ -14,7 +14,6 @@ from sojourn.actors.errors import (
     IntensityExceeded,
     MailboxFull,
     NoSuchSession,
-    NotOpen,
     OutOfOrder,
     Quarantined,
     Rejected,
@@ -42,9 +41,9 @@ from sojourn.actors.session.commands import (
 )
 from sojourn.actors.session.model import Ack, CaseOutcome, Outcome
 
-from . import checks
+from . import checks, persons
 from .disk import Killed
-from .plans import NOTHING, UNKNOWN, Plan, Sent, fuse
+from .plans import NOTHING, UNKNOWN, Plan, Sent
 
 if TYPE_CHECKING:
     from sojourn.runtime.runtime import Runtime
@@ -62,8 +61,8 @@ class Client:
         self, world: "World", name: str, rng: random.Random, plans: Sequence[Plan], budget: int
     ) -> None:
         self.name = name
-        self._world = world
-        self._rng = rng
+        self.world = world
+        self.rng = rng
         self._plans = plans
         self._budget = budget
         self._number = 0
@@ -72,7 +71,7 @@ class Client:
 
     async def run(self) -> None:
         """Until its budget of commands is used up."""
-        rng = self._rng
+        rng = self.rng
         actions: list[tuple[Callable[[Plan], Awaitable[None]], int]] = [
             (self._by_source, 30),
             (self._by_id, 14),
@@ -87,13 +86,15 @@ class Client:
             (self._end, 3),
             (self._set_facts, 3),
             (self._heartbeat, 1),
+            (self._set_timer, 3),
+            (self._look_after, 6),
         ]
         names, weights = zip(*actions, strict=True)
-        think_s = self._world.profile.think_s
+        think_s = self.world.profile.think_s
         while self._budget > 0:
             plan = rng.choice(self._plans)
             if plan.exists:
-                if self._world.disk.draws("crash"):
+                if self.world.disk.draws("crash"):
                     await self._crash(plan)
                 await rng.choices(names, weights)[0](plan)
             else:
@@ -111,7 +112,7 @@ class Client:
 
     async def _created(self, runtime: "Runtime", plan: Plan) -> Done:
         record, duplicate = await runtime.create(plan.create)
-        self._world.oracle.shown_tier(plan.session_id, record)
+        self.world.oracle.shown_tier(plan.session_id, record)
         return Done(1, duplicate)
 
     async def _by_source(self, plan: Plan) -> None:
@@ -131,34 +132,34 @@ class Client:
                 at += 1
             else:  # refused for good, so its number is still to be given
                 del source[at:]
-        if self._rng.random() < 0.5:
+        if self.rng.random() < 0.5:
             await checkpoint()
 
     def _back_to(self, source: list[Sent], at: int, expected: int) -> int:
         confirmed = max((n for n, sent in enumerate(source, 1) if sent.durable), default=0)
-        self._world.oracle.must(
+        self.world.oracle.must(
             confirmed < expected <= at,
             "I1",
             f"{self.name}: {expected} is expected, and {confirmed} was confirmed as durable",
         )
         for sent in source[max(0, expected - 1) : at]:
-            self._world.lost_early(sent)
+            self.world.lost_early(sent)
         return min(expected - 1, at)
 
     async def _by_id(self, plan: Plan) -> None:
         command = self._command(plan)
-        await self._with_id(plan, command, self._ack())
+        await self.with_id(plan, command, self._ack())
 
     async def _one(self, plan: Plan, body: Body, kind: str) -> Sent:
-        return await self._with_id(plan, Command(kind, body), Ack.DURABLE)
+        return await self.with_id(plan, Command(kind, body), Ack.DURABLE)
 
-    async def _with_id(self, plan: Plan, command: Command, ack: Ack) -> Sent:
+    async def with_id(self, plan: Plan, command: Command, ack: Ack) -> Sent:
         self._number += 1
         command.command_id = f"{self.name}-{self._number}"
         command.digest = command_digest(command)
         sent = self._send(plan, command)
         await self._insist(sent, self._ask(sent, ack), early=ack is Ack.APPLIED)
-        if self._rng.random() < 0.1 and not isinstance(
+        if self.rng.random() < 0.1 and not isinstance(
             sent.told, CallerError
         ):  # it did not hear it, or forgot
             await self._insist(sent, self._ask(sent, Ack.DURABLE))
@@ -171,13 +172,13 @@ class Client:
     async def _burst(self, plan: Plan) -> None:
         """Many at once into one mailbox."""
         async with anyio.create_task_group() as tasks:
-            for _ in range(self._rng.choice([3, 12, 40])):
+            for _ in range(self.rng.choice([3, 12, 40])):
                 tasks.start_soon(self._bare, plan)
 
     async def _batch(self, plan: Plan) -> None:
         """Lines by source in one envelope; what is refused or left out is sent one by one later."""
         source = self._sources.setdefault(plan.session_id, [])
-        lines = [self._line(plan) for _ in range(self._rng.choice([2, 8, 40]))]
+        lines = [self._line(plan) for _ in range(self.rng.choice([2, 8, 40]))]
         for n, line in enumerate(lines, len(source) + 1):
             line.source, line.n = self.name, n
         some = [self._send(plan, line) for line in lines]
@@ -204,17 +205,17 @@ class Client:
 
     async def _end(self, plan: Plan) -> None:
         """Most sessions of a seed end; one that goes on is there for the rest."""
-        if self._rng.random() < 0.6 and not plan.ended:
+        if self.rng.random() < 0.6 and not plan.ended:
             return
         ends: list[tuple[str, Body]] = [
-            ("session.complete", Complete(outcome=self._rng.choice([Outcome.PASSED, Outcome.FAILED]))),
+            ("session.complete", Complete(outcome=self.rng.choice([Outcome.PASSED, Outcome.FAILED]))),
             ("session.fail", Fail()),
             ("session.cancel", Cancel()),
         ]
-        kind, body = self._rng.choice(ends)
+        kind, body = self.rng.choice(ends)
         sent = await self._one(plan, body, kind)
         plan.ended |= isinstance(sent.told, Done)
-        if plan.ended and self._rng.random() < 0.4:
+        if plan.ended and self.rng.random() < 0.4:
             sealing = await self._one(plan, Seal(), "session.seal")
             plan.sealed |= isinstance(sealing.told, Done)
 
@@ -227,34 +228,46 @@ class Client:
         async def ask(runtime: "Runtime") -> Any:
             return await runtime.set_facts(plan.session_id, title=title)
 
-        told = await self._call(ask)
+        told = await self.call(ask)
         if isinstance(told, dict):
-            self._world.oracle.must(
+            self.world.oracle.must(
                 told["title"] == title, "I1", f"{plan.session_id}: {title} was set, {told['title']} answered"
             )
-            plan.title, plan.title_doubtful = title, len(self._world.clients) > 1
+            plan.title, plan.title_doubtful = title, len(self.world.clients) > 1
         elif not isinstance(told, Rejected):
             plan.title_doubtful = True
 
     async def _heartbeat(self, plan: Plan) -> None:
-        await self._call(lambda runtime: runtime.heartbeat(plan.session_id))
+        sent_at = anyio.current_time()
+
+        async def beat(runtime: "Runtime") -> bool:
+            await runtime.heartbeat(plan.session_id)
+            return True
+
+        if await self.call(beat) is True:
+            self.world.oracle.of(plan.session_id).alive_at = sent_at
+
+    async def _set_timer(self, plan: Plan) -> None:
+        await persons.set_timer(self, plan)
+
+    async def _look_after(self, plan: Plan) -> None:
+        if plan.poisonous:
+            await persons.look_after(self, plan)
 
     async def _crash(self, plan: Plan) -> None:
         """A command on which the code fails once, twice or always."""
-        self._budget -= 1
-
-        def blow() -> None:
-            plan.bombs.append(anyio.current_time())
-            self._world.crashed()
-
         command = self._line(plan)
-        command.type = fuse(command.type, self._rng.choice([1, 1, 2, 100]), blow)
+        self._number += 1
+        command.command_id = f"{self.name}-{self._number}"
+        command.digest = command_digest(command)
+        self.world.arm(command.command_id, plan, self.rng.choice([1, 1, 2, 100]))
         sent = self._send(plan, command)
+        plan.poisonous.append(sent)
         await self._try(sent, self._ask(sent, Ack.DURABLE))
 
     def _ack(self) -> Ack:
-        levels = [Ack.DURABLE, Ack.APPLIED, Ack.MIRRORED if self._world.profile.mirror else Ack.DURABLE]
-        return self._rng.choices(levels, [14, 3, 3])[0]
+        levels = [Ack.DURABLE, Ack.APPLIED, Ack.MIRRORED if self.world.profile.mirror else Ack.DURABLE]
+        return self.rng.choices(levels, [14, 3, 3])[0]
 
     def _ask(self, sent: Sent, ack: Ack) -> Callable[["Runtime"], Awaitable[Any]]:
         async def ask(runtime: "Runtime") -> Any:
@@ -262,12 +275,12 @@ class Client:
                 done = await runtime.ask(sent.session_id, sent.command, ack=ack)
             except DurabilityUnavailable as error:
                 told = (error.reached, error.session_id) == ("durable", sent.session_id)
-                self._world.oracle.must(told, "I7", f"{self.name}: {error}")
+                self.world.oracle.must(told, "I7", f"{self.name}: {error}")
                 return Done(
                     error.seq or 0, duplicate=True
                 )  # it may be; then of a source it is the last one's
-            mirrored_seq = self._world.oracle.of(sent.session_id).mirrored_seq
-            self._world.oracle.must(
+            mirrored_seq = self.world.oracle.of(sent.session_id).mirrored_seq
+            self.world.oracle.must(
                 ack is not Ack.MIRRORED or done.seq <= mirrored_seq,
                 "I7",
                 f"{sent.session_id}: {done.seq} was answered as mirrored, {mirrored_seq} is",
@@ -293,9 +306,9 @@ class Client:
             await self._try(sent, ask, early=early)
             if sent.told not in (UNKNOWN, NOTHING):
                 return
-            tries += self._world.disk.calm  # as long as stores misbehave it may take any number of them
-            await anyio.sleep(self._rng.uniform(0.05, 1.0))
-        self._world.oracle.must(
+            tries += self.world.disk.calm  # as long as stores misbehave it may take any number of them
+            await anyio.sleep(self.rng.uniform(0.05, 1.0))
+        self.world.oracle.must(
             False, "I24", f"{self.name}: {sent.command.type} of {sent.session_id} was never answered"
         )
         await anyio.sleep_forever()
@@ -303,10 +316,12 @@ class Client:
     async def _try(
         self, sent: Sent, ask: Callable[["Runtime"], Awaitable[Any]], *, early: bool = False
     ) -> None:
-        undone = self._world.undone
-        sent.told = await self._call(ask)
+        undone, sent_at = self.world.undone, anyio.current_time()
+        sent.told = await self.call(ask)
         if sent.told == UNKNOWN:
             sent.doubtful = True
+        if isinstance(sent.told, Done | list):
+            self.world.oracle.of(sent.session_id).alive_at = sent_at
         if isinstance(sent.told, Done):
             if early:
                 sent.early = undone
@@ -315,7 +330,7 @@ class Client:
 
     def _confirm(self, sent: Sent, done: Done) -> None:
         """It was answered as durable: it must be so now."""
-        oracle = self._world.oracle
+        oracle = self.world.oracle
         truth = oracle.of(sent.session_id)
         cause = sent.cause
         if cause is not None:
@@ -332,22 +347,14 @@ class Client:
             f"{sent.session_id}: {cause or sent.command.type} was answered with seq {done.seq}, and is durable at {seq}",
         )
 
-    async def _release(self, runtime: "Runtime", session_id: str) -> None:
-        """A person sees that a session is set aside, and lets it go on."""
-        await anyio.sleep(1.0)
-        try:
-            await runtime.quarantine.release(session_id)
-        except (Killed, NotOpen, Stopped, StoreError) as error:
-            self._world.trace.note(self.name, f"not released: {type(error).__name__}")
-
-    async def _call(self, call: Callable[["Runtime"], Awaitable[Any]]) -> Any:
+    async def call(self, call: Callable[["Runtime"], Awaitable[Any]]) -> Any:
         """What came of a call: its answer, an error that says what was not done, UNKNOWN or NOTHING."""
-        world = self._world
+        world = self.world
         runtime = await world.running()
         checks.bounded(world, runtime)
         leaves_after_s = CLIENT_S_MAX
         if world.disk.draws("cancel"):
-            leaves_after_s = self._rng.choice([0.0, self._rng.uniform(0, 0.05), self._rng.uniform(0, 5)])
+            leaves_after_s = self.rng.choice([0.0, self.rng.uniform(0, 0.05), self.rng.uniform(0, 5)])
         with anyio.move_on_after(leaves_after_s):
             try:
                 answer = await call(runtime)
@@ -362,7 +369,7 @@ class Client:
             except IntensityExceeded as error:
                 world.trace.note(self.name, error.code)
                 for session_id in world.set_aside(error):
-                    await self._release(runtime, session_id)
+                    await persons.release(self, runtime, session_id)
                 return UNKNOWN
             except (DeadlineExceeded, Stopped, StoreError) as error:
                 world.trace.note(self.name, error.code)
@@ -390,87 +397,91 @@ class Client:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     async def _read(self, plan: Plan) -> None:
-        oracle = self._world.oracle
-        how = self._rng.randrange(3)
+        oracle = self.world.oracle
+        how = self.rng.randrange(3)
         if how == 0:
-            record = await self._call(lambda runtime: runtime.record(plan.session_id))
+            record = await self.call(lambda runtime: runtime.record(plan.session_id))
             if isinstance(record, dict):
                 oracle.shown_tier(plan.session_id, record)
         elif how == 1:
-            state = await self._call(lambda runtime: runtime.state(plan.session_id))
+            state = await self.call(lambda runtime: runtime.state(plan.session_id))
             if isinstance(state, tuple):
                 oracle.shown_state(plan.session_id, *state)
         else:
-            both = await self._call(lambda runtime: runtime.snapshot(plan.session_id))
+            both = await self.call(lambda runtime: runtime.snapshot(plan.session_id))
             if isinstance(both, tuple):
                 oracle.shown_tier(plan.session_id, both[0])
                 oracle.shown_state(plan.session_id, *both[1:])
 
     async def _list(self, plan: Plan) -> None:
-        query = CatalogQuery(limit=self._rng.choice([1, 50]))
-        heads = {one.session_id: self._world.oracle.of(one.session_id).head for one in self._plans}
-        page = await self._call(lambda runtime: runtime.page(query))
+        query = CatalogQuery(limit=self.rng.choice([1, 50]))
+        heads = {one.session_id: self.world.oracle.of(one.session_id).head for one in self._plans}
+        page = await self.call(lambda runtime: runtime.page(query))
         if isinstance(page, list):
             found = {record["session_id"]: record["seq"] for record in page}
             for session_id, seq in found.items():
-                self._world.oracle.must(
+                self.world.oracle.must(
                     seq >= heads.get(session_id, 0) or any(one.bombs for one in self._plans),
                     "I11",
                     f"{session_id} is listed at seq {seq}, and was at {heads.get(session_id)} before",
                 )
 
     async def _history(self, plan: Plan) -> None:
-        after = self._rng.randrange(self._world.oracle.of(plan.session_id).head + 1)
-        head = self._world.oracle.of(plan.session_id).head
-        slow = self._rng.random() < 0.3  # it looks at each line, while the session may be moved
+        after = self.rng.randrange(self.world.oracle.of(plan.session_id).head + 1)
+        head = self.world.oracle.of(plan.session_id).head
+        slow = self.rng.random() < 0.3  # it looks at each line, while the session may be moved
 
         async def read(runtime: "Runtime") -> int:
             at = after
             async for line in runtime.events(plan.session_id, after=after):
-                self._world.oracle.must(
+                self.world.oracle.must(
                     line.seq == at + 1, "I6", f"{plan.session_id}: {line.seq} was read after {at}"
                 )
                 at = line.seq
-                self._world.oracle.shown(plan.session_id, line)
-                if slow and self._rng.random() < 0.1:
-                    await anyio.sleep(self._rng.choice([0.1, 1.0, 5.0]))
+                self.world.oracle.shown(plan.session_id, line)
+                if slow and self.rng.random() < 0.1:
+                    await anyio.sleep(self.rng.choice([0.1, 1.0, 5.0]))
             return at
 
-        at = await self._call(read)
+        at = await self.call(read)
         if isinstance(at, int):
-            self._world.oracle.must(
+            self.world.oracle.must(
                 at >= head, "I1", f"{plan.session_id}: the history was read up to {at}, {head} was durable"
             )
 
     async def _watch(self, plan: Plan) -> None:
         """A live stream, for a while, and again from where it ended."""
-        at = self._rng.randrange(self._world.oracle.of(plan.session_id).head + 1)
+        at = self.rng.randrange(self.world.oracle.of(plan.session_id).head + 1)
 
         async def watch(runtime: "Runtime") -> None:
             nonlocal at
             async with runtime.stream(plan.session_id, after=at) as lines:
                 async for line in lines:
-                    self._world.oracle.must(
+                    self.world.oracle.must(
                         line.seq == at + 1, "I6", f"{plan.session_id}: {line.seq} was streamed after {at}"
                     )
                     at = line.seq
-                    self._world.oracle.shown(plan.session_id, line)
-                    if self._rng.random() < 0.1:
+                    self.world.oracle.shown(plan.session_id, line)
+                    if self.rng.random() < 0.1:
                         await anyio.sleep(0.05)
 
-        for _ in range(self._rng.choice([1, 3])):
-            with anyio.move_on_after(self._rng.choice([0.1, 2.0])):
-                await self._call(watch)
+        for _ in range(self.rng.choice([1, 3])):
+            with anyio.move_on_after(self.rng.choice([0.1, 2.0])):
+                await self.call(watch)
 
     # -- what is sent --------------------------------------------------------------------------------------------------
 
     def _line(self, plan: Plan) -> Command:
-        self._number += 1
-        text = f"{self.name}:{self._number} " + "x" * self._rng.choice([0, 10, 200])
+        text = self.new_text("x" * self.rng.choice([0, 10, 200]))
         return Command("log.append", AppendLog(stream="stdout", text=text))
 
+    def new_text(self, rest: str) -> str:
+        """A line that nobody has sent before."""
+        self._number += 1
+        return f"{self.name}:{self._number} {rest}"
+
     def _command(self, plan: Plan) -> Command:
-        rng = self._rng
+        rng = self.rng
         kind = rng.randrange(6)
         if kind < 2:
             return self._line(plan)

@@ -16,7 +16,7 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field
 
-from sojourn.actors.errors import ObjectExists, StaleEpoch, StorageFull, StoreError, StoreUnavailable
+from sojourn.actors.errors import NotOpen, ObjectExists, StaleEpoch, StorageFull, StoreError, StoreUnavailable
 from sojourn.actors.ports import (
     CatalogRow,
 )
@@ -56,6 +56,7 @@ WEIGHTS = {
     "stream": 2.0,
     "start": 2.0,
 }
+LATE = ("catalog.put", "journal.append", "mirror.apply")  # objects have no fence but the folder's lock
 BEGUN, WRITTEN, CARRYING_OUT, ENDED = range(4)
 PAUSES_S = (0.01, 100.0)
 STEPS_S = (0.1, 20_000.0)
@@ -115,6 +116,7 @@ class Disk:
     deaths: int = 0
     store_faults: int = 0
     unsynced: list[dict[str, CatalogRow | None]] = field(factory=list)
+    late: list[Operation] = field(factory=list)  # of processes that are dead
     older: dict[str, Any] = field(factory=dict)  # of the mirror: sessions as they were
     rng: random.Random = field(init=False)
 
@@ -131,6 +133,9 @@ class Disk:
         for operation in mount.operations:
             if operation.state == CARRYING_OUT:
                 await operation.done.wait()
+                continue
+            if operation.name in LATE and operation.state == WRITTEN and self.draws("stale"):
+                self.late.append(operation)
                 continue
             survives = operation.state == WRITTEN and (mount.death == "kill" or self.rng.random() < 0.5)
             self.trace.note("settled", operation.name, survives)
@@ -165,14 +170,17 @@ class Mount:
     tasks: TaskGroup
     pause: Callable[[float], None]
     set_clock: Callable[[float], None]
+    opened_at: float = 0.0
     epoch: int | None = None
     death: str | None = None
+    closed: bool = False
     leave: anyio.Event = field(factory=anyio.Event)  # the process must end: it is dead, or told to
     operations: list[Operation] = field(factory=list)
     events: int = 0  # that the journal took
     writers: dict[str, int] = field(
         factory=dict
     )  # which task changes the objects of a session, by their folder
+    _reading: int = 0
     _silent_until: dict[str, float] = field(factory=dict)
     _full_until: float = -1.0
 
@@ -187,6 +195,12 @@ class Mount:
             if operation.state != CARRYING_OUT:
                 operation.done.set()
 
+    async def close(self) -> None:
+        """What was begun in an orderly end is finished, and nothing is begun any more."""
+        self.closed = True
+        while self.death is None and (self.operations or self._reading):
+            await anyio.sleep(0.001)
+
     def occurs(self, fault: str, *phases: str) -> None:
         """Count a fault, in its phases and in those of everything under way."""
         disk = self.disk
@@ -197,11 +211,20 @@ class Mount:
     async def read(self, store: str, verb: str, look: Callable[[], Awaitable[T]]) -> T:
         """A call that changes nothing."""
         phase = phase_of_caller("mirror" if store == "mirror" else "ask")
+        if self.closed:
+            raise NotOpen
+        self._reading += 1
+        try:
+            return await self._read(f"{store}.{verb}", store, phase, look)
+        finally:
+            self._reading -= 1
+
+    async def _read(self, name: str, store: str, phase: str, look: Callable[[], Awaitable[T]]) -> T:
         if self.death is None and (death := self._draw_death(phase)) is not None:
             self.die(death)
         if self.leave.is_set() and self.death is None and self.disk.rng.random() < 0.3:
             await anyio.sleep(log_uniform(self.disk.rng, *EPISODES_S))  # it may outlast an orderly end
-        await self._before(store, f"{store}.{verb}", phase, False)
+        await self._before(store, name, phase, False)
         result = await look()
         if self.death is not None:
             raise Killed
@@ -227,6 +250,8 @@ class Mount:
         operation = Operation(f"{store}.{verb}", "seal" if seals else phase, carry_out, in_part)
         if self.death is not None:
             raise Killed
+        if self.closed:
+            raise NotOpen
         self.operations.append(operation)
         self.tasks.start_soon(self._carry_out, operation, store, lane)
         await operation.done.wait()
@@ -245,6 +270,11 @@ class Mount:
 
     async def _work(self, operation: Operation, store: str) -> None:
         disk = self.disk
+        if disk.late and self.epoch is not None and not disk.calm and disk.rng.random() < 0.3:
+            late = disk.late.pop(0)
+            self.occurs("stale", late.phase)
+            with suppress(StaleEpoch, ValueError):
+                await late.carry_out()
         error: StoreError | None = None
         try:
             if self.death is not None:

@@ -13,11 +13,12 @@ from attrs import define, field
 from sojourn.actors.errors import Damaged
 from sojourn.actors.ports import TIERS, CatalogRow, MirrorUpdate, Record, RecordKind
 from sojourn.actors.session.codec import decode_event, decode_snapshot, encode_snapshot, public_state
-from sojourn.actors.session.commands import AppendLog, Event, SourceCause
+from sojourn.actors.session.commands import ABANDONED, TIMER_FIRED, AppendLog, Event, SourceCause
 from sojourn.actors.session.core import apply
 from sojourn.actors.session.documents import all_documents
 from sojourn.actors.session.model import Limits, SessionState
 from sojourn.actors.session.record import decode_record, public_record
+from sojourn.actors.session.timers import tick
 from sojourn.runtime.layout import manifest_name, session_folder, snapshot_seq
 from sojourn.runtime.live import Line
 from sojourn.runtime.manifest import decode_manifest, sha256_of
@@ -53,6 +54,7 @@ class Truth:
     texts: dict[str, int] = field(factory=dict)
     tier: str = TIERS[0]
     mirrored_seq: int = 0
+    alive_at: float = 0.0  # when the last command was sent that was answered, on the virtual clock
     rested: set[int] = field(
         factory=set
     )  # seqs of snapshots that were its last event's when they were written
@@ -111,12 +113,15 @@ class Oracle:
                     f"a process began with epoch {record.epoch} after {self.epoch}",
                 )
                 mount.epoch = record.epoch
+            self.must(
+                record.epoch >= self.epoch, "I3", f"{record.epoch} writes, and {self.epoch} owns the journal"
+            )
             self.epoch = max(self.epoch, record.epoch)
             self.must(record.epoch == mount.epoch, "I3", f"epoch {record.epoch} was written by {mount.epoch}")
             if record.kind is RecordKind.EVENTS:
-                self._appended(record)
+                self._appended(record, mount)
 
-    def _appended(self, record: Record) -> None:
+    def _appended(self, record: Record, mount: "Mount") -> None:
         truth = self.of(record.session_id)
         lines = record.payload.splitlines()
         self.must(
@@ -126,6 +131,15 @@ class Oracle:
         )
         for line in lines:
             event = decode_event(line)
+            if event.type == TIMER_FIRED.event:
+                self._fired(truth, event)
+            elif event.type == ABANDONED.event:
+                silent_s = anyio.current_time() - max(truth.alive_at, mount.opened_at)
+                self.must(
+                    silent_s >= mount.disk.profile.settings.abandon_after_s,
+                    "I22",
+                    f"{truth.session_id} was abandoned after {silent_s:g} s of silence",
+                )
             truth.lines.append(line)
             truth.epochs.append(record.epoch)
             truth.events.append(event)
@@ -149,6 +163,15 @@ class Oracle:
                 )
                 truth.texts[event.data.text] = event.seq
 
+    def _fired(self, truth: Truth, event: Event) -> None:
+        """A timer fires once it is due, once for each moment that it was due."""
+        due = tick(truth.state_at(truth.head, self.limits), event.at)
+        self.must(
+            bool(due) and due[0].data == event.data,
+            "I17",
+            f"{truth.session_id}: {event.data} was told at {event.at}, and due was {due[:1]}",
+        )
+
     def releases(self, disk: "Disk", session_id: str, seq: int) -> None:
         """The journal is told to let these events go."""
         head = disk.journal.heads().get(session_id, 0)
@@ -165,6 +188,12 @@ class Oracle:
             f"{session_id} is released up to {seq} of {head}, and has snapshots of {older} and {newest}: a newest one that "
             "turns out damaged would cost what the journal does not hold",
         )
+
+    def goes_on(self, name: str) -> bool:
+        """Whether the session of this object has not ended."""
+        truth = self.of(name.split("/")[2])
+        status = truth.state_at(truth.head, self.limits).status
+        return status is not None and not status.ended
 
     def writes(self, name: str) -> None:
         """An object is being written, well or not."""

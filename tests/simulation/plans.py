@@ -1,6 +1,7 @@
 """What is sent, and what its sender was told of it."""
 
 import random
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -50,28 +51,29 @@ class Plan:
     title: str | None = None
     title_doubtful: bool = False
     bombs: list[float] = field(factory=list)
+    poisonous: list[Sent] = field(factory=list)  # commands on which the code fails, or did
 
 
-class Fuse(str):
-    """A command's type on which the code fails so many times: hashing it is part of the turn, and it is stored nowhere."""
+class Fuse(int):
+    """How many command ids are remembered, as a limit; it is compared with where an event with an id is applied. There the
+    code fails for ids that are armed, as often as they are."""
 
-    blow: Callable[[], None]
-    left: int
+    blow: Callable[[str], None]
+    armed: dict[str, int]
 
-    def __hash__(self) -> int:
-        if self.left > 0:
-            self.left -= 1
-            self.blow()
+    def __lt__(self, other: int) -> bool:
+        command_id = sys._getframe(1).f_locals["cause"].command_id
+        left = self.armed.get(command_id, 0)
+        if left:
+            self.armed[command_id] = left - 1
+            self.blow(command_id)
             raise RuntimeError("a bug of ours, planted")
-        return str.__hash__(self)
-
-    def __eq__(self, other: object) -> bool:
-        return str.__eq__(self, other)
+        return int(self) < other
 
 
-def fuse(kind: str, left: int, blow: Callable[[], None]) -> Fuse:
-    made = Fuse(kind)
-    made.left, made.blow = left, blow
+def fuse(limit: int, blow: Callable[[str], None]) -> Fuse:
+    made = Fuse(limit)
+    made.armed, made.blow = {}, blow
     return made
 
 

@@ -17,6 +17,8 @@ FAULTS = {
     "silence": (5e-4, 1e-2),  # a store does not answer for a while
     "stall": (1e-3, 3e-2),  # a call takes very long
     "garbled": (1e-2, 3e-1),  # an object does not read back as it was written
+    "rot": (2e-3, 5e-2),  # a byte of a snapshot turns over, at rest
+    "stale": (1e-1, 9e-1),  # what a dead process was writing reaches its store once another owns the folder
     "lost": (1e-3, 5e-2),  # the mirror has lost a session, or all of them
     "older": (1e-3, 5e-2),  # a session stands in the mirror as it was some time ago
     "kill": (5e-4, 2e-2),  # the process is gone; what was written, synced or not, stays
@@ -41,6 +43,8 @@ DIRECTED = tuple(
         "unknown": WRITING,
         "full": ("catalog", "commit", "compaction", "hand-off", "seal", "snapshot", "start"),
         "garbled": ("archive", "compaction", "hand-off", "snapshot"),
+        "rot": ("recovery",),
+        "stale": ("catalog", "commit", "mirror"),
         "lost": ("mirror",),
         "older": ("mirror",),
         "crash": ("commit",),
@@ -103,6 +107,7 @@ def _settings(rng: random.Random) -> Settings:
     """Small bounds, so that a short life meets them all."""
     return Settings(
         data_dir=Path("/nowhere"),  # the stores are given, and nothing else looks at it
+        abandon_after_s=rng.choice([86_400.0, 86_400.0, 15.0, 60.0]),
         recent_days=rng.choice([0.0, 5 / 86_400, 60 / 86_400]),
         seal_after_s=rng.choice([0.0, 0.5, 5.0]),
         journal_bytes_max=rng.choice([6_000, 20_000, 60_000, 1 << 20]),

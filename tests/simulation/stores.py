@@ -18,6 +18,7 @@ from sojourn.actors.ports import (
     MirrorUpdate,
     Record,
 )
+from sojourn.runtime.layout import snapshot_seq
 from sojourn.runtime.opening import Stores
 from sojourn.runtime.stores.memory import MemoryObjects
 
@@ -209,7 +210,20 @@ class SimObjects:
         await self._alone(name, "put", put)
 
     async def get(self, name: str) -> bytes:
+        if self._store == "recent" and self._disk.draws("rot"):
+            self._rot(phase_of_caller())
         return await self._mount.read(self._store, "get", lambda: self._inner.get(name))
+
+    def _rot(self, phase: str) -> None:
+        """Of a session that goes on: a damaged snapshot costs it nothing, while a move would wait for a copy of it."""
+        disk, objects = self._disk, self._disk.recent._objects
+        snapshots = [name for name in sorted(objects) if snapshot_seq(name) and disk.oracle.goes_on(name)]
+        if snapshots:
+            self._mount.occurs("rot", phase)
+            name = disk.rng.choice(snapshots)
+            at, data = disk.rng.randrange(len(objects[name])), bytearray(objects[name])
+            data[at] ^= 1 << disk.rng.randrange(8)
+            objects[name] = bytes(data)
 
     async def list(self, prefix: str) -> AsyncIterator[str]:
         async def names() -> list[str]:

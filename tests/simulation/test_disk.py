@@ -29,7 +29,7 @@ class Unjudging(Oracle):
     def must(self, holds: bool, invariant: str, text: str) -> None:
         """Nothing is held against anything."""
 
-    def _appended(self, record: Record) -> None:
+    def _appended(self, record: Record, mount: Mount) -> None:
         """Nor read."""
 
     def releases(self, disk: Disk, session_id: str, seq: int) -> None:

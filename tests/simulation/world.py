@@ -12,7 +12,7 @@ import structlog
 import trio
 import trio._core._run as scheduling
 from anyio import to_thread
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from sojourn.actors.errors import (
     Damaged,
@@ -23,12 +23,13 @@ from sojourn.actors.errors import (
     StoreError,
 )
 from sojourn.runtime.runtime import Runtime
+from sojourn.runtime.settings import Settings
 
 from . import checks
 from .clients import Client
 from .disk import Disk, Killed, Mount
 from .oracle import Oracle, Violation
-from .plans import Plan, Sent, plans_of
+from .plans import Fuse, Plan, Sent, fuse, plans_of
 from .profile import Profile, draw, rng_of
 from .stores import stores_of
 from .timing import JumpingClock, SimClock
@@ -82,6 +83,8 @@ class World:
     oracle: Oracle = field(init=False)
     disk: Disk = field(init=False)
     clock: SimClock = field(init=False)
+    fuse: Fuse = field(init=False)
+    settings: Settings = field(init=False)
     plans: list[Plan] = field(init=False)
     clients: list[Client] = field(init=False)
     runtime: Runtime | None = None
@@ -94,11 +97,15 @@ class World:
     _up: anyio.Event = field(factory=anyio.Event)
     _down: anyio.Event = field(factory=anyio.Event)
     _all_fired: int = 0
+    _bombs: dict[str, Plan] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         profile = self.profile
         self.oracle = Oracle(limits=profile.settings.limits, failed=anyio.Event())
         self.disk = Disk(profile, self.oracle, self.trace)
+        limits = profile.settings.limits
+        self.fuse = fuse(limits.dedup_commands_max, self.crashed)
+        self.settings = evolve(profile.settings, limits=evolve(limits, dedup_commands_max=self.fuse))
         self.clock = SimClock(self.virtual, reading_s=profile.rate("slow"))
         rng = rng_of(profile.seed, "workload")
         self.plans = plans_of(rng, profile.sessions)
@@ -122,12 +129,22 @@ class World:
         refused = self.runtime._writer.statistics().refused if self.runtime is not None else 0
         return self.disk.store_faults + self.disk.deaths + self._all_fired + self.refused + refused
 
-    def crashed(self) -> None:
+    def crashed(self, command_id: str) -> None:
         """A planted crash happens now."""
+        self._bombs[command_id].bombs.append(anyio.current_time())
         self.fired += 1
         self._all_fired += 1
         if self.mount is not None:
             self.mount.occurs("crash")
+
+    def arm(self, command_id: str, plan: Plan, times: int) -> None:
+        """The code fails so many times on this command of a session."""
+        self.fuse.armed[command_id] = times
+        self._bombs[command_id] = plan
+
+    def disarm(self, command_id: str | None) -> None:
+        """It fails no more."""
+        self.fuse.armed.pop(command_id or "", None)
 
     def left(self) -> None:
         """A caller has left."""
@@ -244,11 +261,12 @@ class World:
 
     async def _process(self, machine: Any) -> None:
         mount = self.mount = Mount(self.disk, machine, self.virtual.jump, self.clock.set)
+        mount.opened_at = self.virtual.current_time()
         self.fired = 0
         runtime: Runtime | None = None
         self.trace.note("start")
         try:
-            async with Runtime.over(self.profile.settings, stores_of(mount), self.clock) as runtime:
+            async with Runtime.over(self.settings, stores_of(mount), self.clock) as runtime:
                 self.last = runtime
                 self.starts += 1
                 self.runtime = runtime
@@ -266,11 +284,7 @@ class World:
         if runtime is not None:
             self.refused += runtime._writer.statistics().refused
         self.trace.note("end", mount.death)
-        while (
-            mount.death is None and mount.operations
-        ):  # what was begun is carried out before the stores are closed
-            await mount.operations[0].done.wait()
-            await anyio.lowlevel.checkpoint()
+        await mount.close()
         await self.disk.settle(mount)
 
     def _gone(self) -> None:
