@@ -54,17 +54,17 @@ class EventLog:
                 return records
 
     async def _read(self, session_id: str, after_seq: int, bytes_max: int | None) -> list[Record]:
-        if after_seq >= self._journal.released(session_id):
-            records = await self._from_journal(session_id, after_seq, bytes_max)
-            if records:
+        tried: set[str] = set()
+        while True:
+            if after_seq >= self._journal.released(session_id):
+                records = await self._from_journal(session_id, after_seq, bytes_max)
+                if records:
+                    return records
+            records = await self._from_segments(session_id, after_seq, tried)
+            # What a release was not told of yet, or will never be, because the segment was damaged.
+            records = records or await self._from_journal(session_id, after_seq, bytes_max)
+            if records or not await self._has_moved(session_id, after_seq, tried):
                 return records
-        records = await self._from_segments(session_id, after_seq)
-        # What a release was not told of yet, or will never be, because the segment was damaged.
-        return (
-            records
-            or await self._from_journal(session_id, after_seq, bytes_max)
-            or await self._end(session_id, after_seq)
-        )
 
     async def head(self, session_id: str) -> int:
         """The session's last seq, as journal or catalog knows it; 0 for one that is not there."""
@@ -100,20 +100,21 @@ class EventLog:
             records = await self._journal.read(session_id, after_seq, bytes_max=1)
         return records if records and records[0].first_seq <= after_seq + 1 else []
 
-    async def _from_segments(self, session_id: str, after_seq: int) -> list[Record]:
+    async def _from_segments(self, session_id: str, after_seq: int, tried: set[str]) -> list[Record]:
         """Empty where no segment that can be read holds the next event."""
         known = self._lists.get(session_id)
         if known is not None:
-            records = await self._from_one_of(session_id, known, after_seq)
+            records = await self._from_one_of(session_id, known, after_seq, tried)
             if records:
                 return records
-        return await self._from_one_of(session_id, await self.segments(session_id), after_seq)
+        return await self._from_one_of(session_id, await self.segments(session_id), after_seq, tried)
 
     async def _from_one_of(
-        self, session_id: str, segments: Sequence[SegmentName], after_seq: int
+        self, session_id: str, segments: Sequence[SegmentName], after_seq: int, tried: set[str]
     ) -> list[Record]:
         holding = [s for s in segments if s.first_seq <= after_seq + 1 <= s.last_seq]
         for segment in sorted(holding, key=lambda s: s.last_seq, reverse=True):
+            tried.add(segment.name)
             try:
                 records = await self.unfold(session_id, segment)
             except ObjectMissing:
@@ -148,15 +149,20 @@ class EventLog:
             self._unfolded.popitem(last=False)
         return records
 
-    async def _end(self, session_id: str, after_seq: int) -> list[Record]:
-        """Nothing stands there: no records where that is the end, else a hole."""
-        later = [s.first_seq for s in await self.segments(session_id) if s.first_seq > after_seq + 1]
+    async def _has_moved(self, session_id: str, after_seq: int, tried: set[str]) -> bool:
+        """Nothing was found there. Whether it stands in a segment that was not tried: compaction may merge segments faster than
+        a slow store lists and reads them. Each name is tried once, so this comes to an end. False: it is the history's
+        end. Raises Missing for a hole."""
+        segments = await self.segments(session_id)
+        if any(s.first_seq <= after_seq + 1 <= s.last_seq and s.name not in tried for s in segments):
+            return True
+        later = [s.first_seq for s in segments if s.first_seq > after_seq + 1]
         head = self._journal.heads().get(session_id, 0)
         if head > after_seq:
             later.append(await self._next_in_journal(session_id, after_seq, head))
-        if not later:
-            return []
-        raise Missing(session_id, after_seq + 1, min(later) - 1)
+        if later:
+            raise Missing(session_id, after_seq + 1, min(later) - 1)
+        return False
 
     async def _next_in_journal(self, session_id: str, after_seq: int, head: int) -> int:
         """The first seq above a hole that the journal can read, or one beyond its head."""

@@ -1,6 +1,7 @@
 """The bounded journal: events leave it for segments while sessions go on, and everything reads as before."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,21 @@ import pytest
 from attrs import define, evolve
 
 from sojourn.actors.errors import Missing, SetAside, StorageFull, StoreError
+from sojourn.actors.ports import Record
 from sojourn.actors.session.actor import Done
 from sojourn.actors.session.commands import AppendLog, Command
 from sojourn.actors.session.wire import read_command, read_create
+from sojourn.runtime.event_log import EventLog
 from sojourn.runtime.layout import session_folder
 from sojourn.runtime.opening import Stores, SystemClock
 from sojourn.runtime.runtime import Runtime
-from sojourn.runtime.segments import parse_name
+from sojourn.runtime.segments import encode_segment, parse_name, segment_name
 from sojourn.runtime.settings import Settings
+from sojourn.runtime.shelves import Shelves
 from sojourn.runtime.stores.memory import MemoryCatalog, MemoryObjects
 
 from ..support.faulty import FaultyJournal
+from ..support.tiers import SESSION, memory_stores, overtaken
 from ..support.wait import await_until
 
 pytestmark = pytest.mark.anyio
@@ -298,3 +303,32 @@ async def test_a_release_that_the_journal_refuses_is_no_crash_and_is_tried_again
         journal.release_fault = None
         await await_until(lambda: journal.size_bytes < BOUND // 2)
         assert await seqs(runtime, session_id) == list(range(1, 153))
+
+
+async def test_a_merge_that_overtakes_a_reader_at_any_of_its_calls_changes_nothing_for_it() -> None:
+    """What it has listed goes away, and is read from the segment that took its place."""
+    records = [Record(SESSION, n, 1, 1, b'{"seq":%d}\n' % n) for n in range(1, 6)]
+    name = partial(segment_name, session_folder(SESSION))
+    at = 0
+    while True:
+        at += 1
+        stores = memory_stores()
+        await stores.journal.append(records)
+        await stores.objects.put(name(1, 2), encode_segment(SESSION, records[:2]))
+        await stores.journal.release({SESSION: 2})
+
+        async def merge(stores: Stores = stores) -> None:
+            await stores.objects.put(name(1, 4), encode_segment(SESSION, records[:4]))
+            await stores.objects.delete(name(1, 2))
+            await stores.journal.release({SESSION: 4})
+
+        seen, count = overtaken(stores, at, merge)
+        shelves = Shelves(
+            journal=seen.journal, catalog=seen.catalog, recent=seen.objects, archive=seen.archive
+        )
+        event_log, found = EventLog(seen.journal, shelves), list[int]()
+        while some := await event_log.read(SESSION, len(found)):
+            found += range(len(found) + 1, some[-1].last_seq + 1)
+        assert found == [1, 2, 3, 4, 5], f"overtaken at call {at}"
+        if next(count) <= at:
+            return

@@ -18,7 +18,7 @@ FAULTS = {
     "stall": (1e-3, 3e-2),  # a call takes very long
     "garbled": (1e-2, 3e-1),  # an object does not read back as it was written
     "rot": (2e-3, 5e-2),  # a byte of a snapshot turns over, at rest
-    "stale": (1e-1, 9e-1),  # what a dead process was writing reaches its store once another owns the folder
+    "stale": (3e-1, 1.0),  # what a dead process was writing reaches its store once another owns the folder
     "lost": (1e-3, 5e-2),  # the mirror has lost a session, or all of them
     "older": (1e-3, 5e-2),  # a session stands in the mirror as it was some time ago
     "kill": (5e-4, 2e-2),  # the process is gone; what was written, synced or not, stays
