@@ -238,14 +238,7 @@ class Client:
             plan.title_doubtful = True
 
     async def _heartbeat(self, plan: Plan) -> None:
-        sent_at = anyio.current_time()
-
-        async def beat(runtime: "Runtime") -> bool:
-            await runtime.heartbeat(plan.session_id)
-            return True
-
-        if await self.call(beat) is True:
-            self.world.oracle.of(plan.session_id).alive_at = sent_at
+        await self.call(lambda runtime: runtime.heartbeat(plan.session_id))
 
     async def _set_timer(self, plan: Plan) -> None:
         await persons.set_timer(self, plan)
@@ -320,7 +313,9 @@ class Client:
         sent.told = await self.call(ask)
         if sent.told == UNKNOWN:
             sent.doubtful = True
-        if isinstance(sent.told, Done | list):
+        answers = sent.told if isinstance(sent.told, list) else [sent.told]
+        if any(isinstance(answer, Done) and not answer.duplicate for answer in answers):
+            # What makes no event may come between a look at who is silent and the end that follows from it.
             self.world.oracle.of(sent.session_id).alive_at = sent_at
         if isinstance(sent.told, Done):
             if early:

@@ -134,7 +134,7 @@ class Disk:
             if operation.state == CARRYING_OUT:
                 await operation.done.wait()
                 continue
-            if operation.name in LATE and self.draws("stale"):
+            if operation.name in LATE and mount.epoch is not None and self.draws("stale"):
                 self.late.append(operation)
                 continue
             survives = operation.state == WRITTEN and (mount.death == "kill" or self.rng.random() < 0.5)

@@ -54,7 +54,7 @@ class Truth:
     texts: dict[str, int] = field(factory=dict)
     tier: str = TIERS[0]
     mirrored_seq: int = 0
-    alive_at: float = 0.0  # when the last command was sent that was answered, on the virtual clock
+    alive_at: float = 0.0  # when the last command was sent that made an event, on the virtual clock
     rested: set[int] = field(
         factory=set
     )  # seqs of snapshots that were its last event's when they were written
