@@ -70,7 +70,7 @@ async def test_a_passivated_session_is_woken_when_its_timer_is_due_and_leaves_me
     clock: VirtualClock,
     autojump_clock: MockClock,
 ) -> None:
-    async with over(memory_stores(), clock) as runtime:
+    async with over(memory_stores(), clock, abandon_after_s=604_800) as runtime:
         session_id = await new_session(runtime, {"key": "nightly", "after_s": 8 * 3600, "every_s": 86_400})
         await trio.sleep(7 * 3600)
         assert runtime.statistics().kernel.actors == TIERING_ALONE
