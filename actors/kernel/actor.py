@@ -121,7 +121,7 @@ class Timer:
     cell: Cell
     key: str
     message: Any
-    bucket: "set[Any] | None" = None
+    bucket: "dict[Any, None] | None" = None
 
 
 @define(eq=False)

@@ -29,7 +29,7 @@ class Envelope:
     control: bool = False
     answer: Any = None
     error: Exception | None = None
-    bucket: "set[Any] | None" = None
+    bucket: "dict[Any, None] | None" = None
     attempts: int = 0
 
     def expire(self, error: Exception) -> None:

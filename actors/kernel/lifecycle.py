@@ -317,7 +317,7 @@ class Lifecycle(ABC):
         envelope.reply = None
         bucket = envelope.bucket
         if bucket is not None:
-            bucket.discard(envelope)
+            del bucket[envelope]
             envelope.bucket = None
         if reply is not None and not reply.done():
             if envelope.error is None:

@@ -146,7 +146,7 @@ class Kernel(Lifecycle):
         wheel = self._wheel
         if deadline < wheel.until and deadline >= wheel.since:
             envelope.bucket = bucket = wheel.bucket
-            bucket.add(envelope)
+            bucket[envelope] = None
         elif wheel.add(envelope, deadline):
             self.ready.wake()  # the alarm that is set may be later, and nothing else may be ready
         return reply
@@ -381,7 +381,7 @@ class Kernel(Lifecycle):
                     envelope.reply = None
                     bucket = envelope.bucket
                     if bucket is not None:
-                        bucket.discard(envelope)
+                        del bucket[envelope]
                         envelope.bucket = None
                     if not reply.done():
                         if envelope.error is None:

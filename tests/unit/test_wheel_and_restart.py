@@ -14,7 +14,7 @@ from sojourn.actors.kernel.wheel import TICKS_PER_S, Entry, Wheel
 @define(eq=False)
 class Hung:
     deadline: float
-    bucket: "set[Entry] | None" = None
+    bucket: "dict[Entry, None] | None" = None
 
 
 TICK_S = 1 / TICKS_PER_S
