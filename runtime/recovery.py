@@ -215,10 +215,18 @@ class Recovery:
             holes.append((at, snapshot))
         return [hole for hole in holes if hole[0] <= hole[1]]
 
-    async def _newest_snapshot(self, session_id: str, objects: Objects) -> tuple[SessionState, int, int]:
+    async def _newest_snapshot(
+        self, session_id: str, objects: Objects, gone: frozenset[str] = frozenset()
+    ) -> tuple[SessionState, int, int]:
         for name in await snapshot_names(objects, session_id):
             try:
                 data = await objects.get(name)
+            except ObjectMissing:
+                if name in gone:  # it is listed, and is not there
+                    raise
+                # Newer ones have taken its place since the list was read.
+                return await self._newest_snapshot(session_id, objects, gone | {name})
+            try:
                 snapshot = decode_snapshot(
                     unpack(data, SNAPSHOT_BYTES_MAX) if name.endswith(".zst") else data
                 )

@@ -1,6 +1,7 @@
 """The bounded journal: events leave it for segments while sessions go on, and everything reads as before."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ from attrs import define, evolve
 from sojourn.actors.errors import Missing, SetAside, StorageFull, StoreError
 from sojourn.actors.ports import Record
 from sojourn.actors.session.actor import Done
-from sojourn.actors.session.commands import AppendLog, Command
+from sojourn.actors.session.codec import encode_events, encode_snapshot
+from sojourn.actors.session.commands import AppendLog, Command, Create, Event
+from sojourn.actors.session.core import fold
+from sojourn.actors.session.model import Limits
 from sojourn.actors.session.wire import read_command, read_create
 from sojourn.runtime.event_log import EventLog
-from sojourn.runtime.layout import session_folder
+from sojourn.runtime.layout import session_folder, snapshot_name
 from sojourn.runtime.opening import Stores, SystemClock
+from sojourn.runtime.recovery import Recovery
 from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.segments import encode_segment, parse_name, segment_name
 from sojourn.runtime.settings import Settings
@@ -330,5 +335,46 @@ async def test_a_merge_that_overtakes_a_reader_at_any_of_its_calls_changes_nothi
         while some := await event_log.read(SESSION, len(found)):
             found += range(len(found) + 1, some[-1].last_seq + 1)
         assert found == [1, 2, 3, 4, 5], f"overtaken at call {at}"
+        if next(count) <= at:
+            return
+
+
+async def test_snapshots_that_overtake_a_reader_at_any_of_its_calls_change_nothing_for_it() -> None:
+    """What it has listed goes away, and a newer one is read."""
+    now = datetime(2026, 11, 22, tzinfo=UTC)
+    events = [Event(now, None, Create(plan="p"), 1, "session.created")]
+    events += [
+        Event(now, None, AppendLog(stream="stdout", text=str(n)), n, "log.appended") for n in range(2, 7)
+    ]
+    records = [Record(SESSION, event.seq, 1, 1, encode_events([event])) for event in events]
+
+    def snapshot(seq: int) -> bytes:
+        return encode_snapshot(fold(SESSION, events[:seq], limits=Limits()), 1)
+
+    at = 0
+    while True:
+        at += 1
+        stores = memory_stores()
+        await stores.journal.append(records)
+        await stores.objects.put(snapshot_name(SESSION, 2), snapshot(2))
+
+        async def write_newer(stores: Stores = stores) -> None:
+            for seq in (4, 6):
+                await stores.objects.put(snapshot_name(SESSION, seq), snapshot(seq))
+            await stores.objects.delete(snapshot_name(SESSION, 2))
+
+        seen, count = overtaken(stores, at, write_newer)
+        shelves = Shelves(
+            journal=seen.journal, catalog=seen.catalog, recent=seen.objects, archive=seen.archive
+        )
+        recovery = Recovery(
+            journal=seen.journal,
+            event_log=EventLog(seen.journal, shelves),
+            shelves=shelves,
+            limits=Limits(),
+            known_heads={},
+        )
+        recovered = await recovery.recover(SESSION)
+        assert (recovered.state.seq, recovered.missing) == (6, None), f"overtaken at call {at}"
         if next(count) <= at:
             return
