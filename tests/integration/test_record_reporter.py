@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -370,6 +371,20 @@ async def test_a_killed_pytest_has_reported_what_it_had_finished(tmp_path: Path)
         done = await run_pytest(reports, write(tmp_path / "tests", test_a=text))
         assert done.returncode == -signal.SIGKILL
         await await_until(lambda: reports.results)
+    assert reports.outcomes == {"pkg.test_a::test_a": "passed"}
+
+
+async def test_a_killed_pytest_has_reported_what_it_had_finished_to_a_recorder_that_had_not_answered_yet(
+    tmp_path: Path,
+) -> None:
+    text = "import os, signal\ndef test_a(): pass\ndef test_b(): os.kill(os.getpid(), signal.SIGKILL)\n"
+    reports = prepared(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(reports.socket_path))
+        listener.listen()
+        await run_pytest(reports, write(tmp_path / "tests", test_a=text))
+        with listener.accept()[0] as connection, connection.makefile("rb") as lines:
+            reports.commands = [command for line in lines if "type" in (command := json.loads(line))]
     assert reports.outcomes == {"pkg.test_a::test_a": "passed"}
 
 

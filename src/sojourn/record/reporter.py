@@ -67,7 +67,6 @@ class Channel:
         self._lost = 0
         self._socket: socket.socket | None = None
         self._session_id: str | None = None
-        self._welcomed = False
         self._n = 0
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._waiting_bytes = 0
@@ -90,7 +89,8 @@ class Channel:
         self._waiting.append((self._n, line))
         self._waiting_bytes += len(line)
         if self._spill_fd is None:
-            if self._welcomed:
+            # Not only once the recorder has answered: no hook may come for hours, and the process may be killed.
+            if self._socket is not None:
                 self._out += line
             self._pump()
         if self._spill_fd is not None or self._waiting_bytes > QUEUE_BYTES_MAX:
@@ -156,10 +156,7 @@ class Channel:
 
     def _take(self, said: dict[str, Any]) -> None:
         if "welcome" in said:
-            self._welcomed = True
             self._session_id = said["welcome"]["session_id"]
-            for _, waiting in self._waiting:
-                self._out += waiting
         elif said.get("source") == self.source:
             while self._waiting and self._waiting[0][0] <= said["n"]:
                 self._waiting_bytes -= len(self._waiting.popleft()[1])
@@ -178,13 +175,14 @@ class Channel:
             versions = {"pytest": pytest.__version__, "python": platform.python_version()}
             hello = {"hello": dict(versions, reporter="pytest", source=self.source)}
             self._out = bytearray(json.dumps(hello).encode() + b"\n")
+            for _, waiting in self._waiting:
+                self._out += waiting
             self._socket = connection
 
     def _disconnect(self) -> None:
         if self._socket is not None:
             self._socket.close()
         self._socket = None
-        self._welcomed = False
         self._out.clear()
         self._in.clear()
 
