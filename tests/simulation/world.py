@@ -28,7 +28,7 @@ from sojourn.runtime.settings import Settings
 
 from . import checks
 from .clients import Client
-from .disk import Disk, Killed, Mount
+from .disk import EPISODES_S, Disk, Killed, Mount
 from .oracle import Oracle, Violation
 from .plans import Fuse, Plan, Sent, fuse, plans_of
 from .profile import Profile, draw, rng_of
@@ -195,7 +195,8 @@ class World:
             assert self.mount is not None
             self.mount.leave.set()
             await self._down.wait()
-            with anyio.move_on_after(10):
+            # A call that stalls may outlast who asked for it.
+            with anyio.move_on_after(10 + EPISODES_S[1]):
                 while trio.lowlevel.current_statistics().tasks_living > at_rest:
                     await anyio.sleep(0.1)
             self.oracle.must(
