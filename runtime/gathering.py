@@ -7,7 +7,8 @@ paid 300 us for two ways through a pool. A storm of activations shares the way i
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, TypeVar
 
 from attrs import define
@@ -37,10 +38,20 @@ class _Call:
 class GatheringThread:
     """Runs functions one after the other, in the order of the calls. For what takes microseconds: what waits behind a slow
     one waits for it. As many wait as there are callers. A caller that is cancelled goes at once; its function is still run.
+
+    Args:
+        together: of a function, what does for several calls of it at once what it does for each. It is given their arguments,
+            and returns what comes of the first of them, of at least one; an exception for one that failed.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        together: Mapping[Callable[..., Any], Callable[[Sequence[tuple[Any, ...]]], Sequence[Any]]]
+        | None = None,
+    ) -> None:
         self._thread = OwnerThread(name)
+        self._together = together or {}
         self._waiting: deque[_Call] = deque()
         self._closed = False
 
@@ -60,27 +71,66 @@ class GatheringThread:
         result: T = await call.parked
         return result
 
-    async def close(self) -> None:
-        """On return everything that waited is done, and the thread has ended. Again: nothing happens."""
+    async def close(self, last: Callable[[], object] | None = None) -> None:
+        """On return everything that waited is done, `last` has run, and the thread has ended. Again: nothing happens."""
         self._closed = True
-        await self._thread.close()
+        await self._thread.close(last)
 
     def _carry_out(self) -> None:
         """In the thread."""
         waiting = self._waiting
         while waiting:
-            done: dict[Callable[..., object], list[_Call]] = {}
-            for _ in range(min(len(waiting), AT_ONCE_MAX)):
-                call = waiting.popleft()
-                try:
-                    call.result = call.function(*call.args)
-                except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the caller
-                    call.error = error
-                done.setdefault(call.soon, []).append(call)
-            for soon, calls in done.items():
-                # An event loop may have ended: then nobody waits (trio's RunFinishedError is a RuntimeError).
-                with contextlib.suppress(RuntimeError):
-                    soon(_answer, calls)
+            calls = [waiting.popleft() for _ in range(min(len(waiting), AT_ONCE_MAX))]
+            while calls:
+                done = self._do(calls)
+                by_loop: dict[Callable[..., object], list[_Call]] = {}
+                for call in calls[:done]:
+                    by_loop.setdefault(call.soon, []).append(call)
+                del calls[:done]
+                for soon, answered in by_loop.items():
+                    # An event loop may have ended: then nobody waits (trio's RunFinishedError is a RuntimeError).
+                    with contextlib.suppress(RuntimeError):
+                        soon(_answer, answered)
+
+    def _do(self, calls: list[_Call]) -> int:
+        """How many of the first of them it did, and may be answered."""
+        for at, call in enumerate(calls):
+            together = self._together.get(call.function)
+            if together is None:
+                _do_one(call)
+            elif at:
+                return at
+            else:
+                return _do_some(together, _of_one_function(calls))
+        return len(calls)
+
+
+def _of_one_function(calls: list[_Call]) -> list[_Call]:
+    function = calls[0].function
+    return list(takewhile(lambda call: call.function == function, calls))
+
+
+def _do_one(call: _Call) -> None:
+    try:
+        call.result = call.function(*call.args)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the caller
+        call.error = error
+
+
+def _do_some(together: Callable[[Sequence[tuple[Any, ...]]], Sequence[Any]], calls: list[_Call]) -> int:
+    if len(calls) == 1:
+        _do_one(calls[0])
+        return 1
+    try:
+        found = together([call.args for call in calls])
+    except Exception as error:  # noqa: BLE001 - as above
+        found = [error] * len(calls)
+    for call, result in zip(calls, found, strict=False):
+        if isinstance(result, Exception):
+            call.error = result
+        else:
+            call.result = result
+    return len(found)
 
 
 def _soon() -> Callable[..., object]:

@@ -12,8 +12,9 @@ has its turn, and is short; while the owner writes the log back, none runs.
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 from attrs import frozen
@@ -78,18 +79,25 @@ def read_places(
         Missing: one does not carry its checksum, or is not there.
         sqlite3.Error: the disk did not answer.
     """
-    pieces = json.dumps([(place.row, place.offset + 1, place.length) for place in places])
+    return _read_pieces(connection, path, [(session_id, place) for place in places])
+
+
+def _read_pieces(
+    connection: sqlite3.Connection, path: Path, pieces: Sequence[tuple[str, Place]]
+) -> list[Record]:
+    """As `read_places`, of several sessions in one statement."""
+    asked = json.dumps([(place.row, place.offset + 1, place.length) for _, place in pieces])
     try:
-        data = connection.execute(_READ, (pieces,)).fetchone()[0] or b""
+        data = connection.execute(_READ, (asked,)).fetchone()[0] or b""
     except sqlite3.Error as error:
         if primary_code(error) != sqlite3.SQLITE_CORRUPT:
             raise
-        if len(places) == 1:
-            raise _damage(path, session_id, places[0]) from error
-        return [record for place in places for record in read_places(connection, path, session_id, [place])]
+        if len(pieces) == 1:
+            raise _damage(path, *pieces[0]) from error
+        return [record for piece in pieces for record in _read_pieces(connection, path, [piece])]
     records: list[Record] = []
     at = 0
-    for place in places:
+    for session_id, place in pieces:
         payload = frames.payload_of(data[at : at + place.length], place.first_seq)
         if payload is None:
             raise _damage(path, session_id, place)
@@ -152,6 +160,42 @@ class JournalReader:
                 return None
             stretch = Stretch(stretch.records + following.records, following.more)
         return stretch
+
+    def read_together(self, asked: Sequence[tuple[str, int, int | None]]) -> list[Stretch | Exception | None]:
+        """What `read` answers to the first of these, at least to one: as many as one statement may read for. Where it would
+        raise, the error stands in place of the answer.
+
+        Sessions that come back into memory have a few small records each: a statement for each, and giving the interpreter
+        back and forth for it, cost several times the reading.
+        """
+        stretches: list[tuple[int, bool]] = []
+        pieces: list[tuple[str, Place]] = []
+        size = 0
+        for session_id, after_seq, bytes_max in asked:
+            places, more = places_of_stretch(self._index, session_id, after_seq, bytes_max)
+            size += sum([place.length for place in places])
+            if stretches and (more or len(pieces) + len(places) > READ_RECORDS_MAX or size > READ_BYTES_MAX):
+                break
+            stretches.append((len(places), more))
+            pieces += [(session_id, place) for place in places]
+            if more:
+                break
+        if len(stretches) > 1:
+            try:
+                with self._turn:
+                    records = iter(_read_pieces(self._connected(), self._path, pieces) if pieces else ())
+                return [Stretch(list(islice(records, count)), more) for count, more in stretches]
+            except (Missing, sqlite3.Error):
+                pass  # whose it is, and what it means, shows where each is read by itself
+        return [self._read_or_error(*one) for one in asked[: len(stretches)]]
+
+    def _read_or_error(
+        self, session_id: str, after_seq: int, bytes_max: int | None
+    ) -> Stretch | Exception | None:
+        try:
+            return self.read(session_id, after_seq, bytes_max)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the caller
+            return error
 
     def _read(self, session_id: str, after_seq: int, bytes_max: int | None) -> Stretch | None:
         places, more = places_of_stretch(self._index, session_id, after_seq, bytes_max)

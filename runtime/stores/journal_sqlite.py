@@ -12,8 +12,8 @@ pages again, so the file is as large as the journal ever was. The newest row nev
 owner that opens the file anew sees whether it has lost its end.
 
 A commit is one SQL statement: the owner thread gives the interpreter lock back during each, and gets it back only when
-the event loop pauses. For the same reason a read takes many records in one statement. An owner reads in a second thread
-(`journal_reader`), so that no commit waits behind reads.
+the event loop pauses. For the same reason a read takes many records in one statement, of all sessions that wait to be read
+where they are short. An owner reads in a second thread (`journal_reader`), so that no commit waits behind reads.
 
 SQLite drops a damaged tail of its log silently, and an older copy looks whole; that shows against the mark beside the
 file (`mark`). Opening checks the structure of all pages. Where that does not hold, an owner makes a new file of what can
@@ -30,6 +30,7 @@ import structlog
 from ...actors.errors import StorageFull, UnusableFolder
 from ...actors.ports import JournalStatistics, Record, RecordKind
 from ..bridge import OwnerThread
+from ..gathering import GatheringThread
 from . import frames
 from .journal_database import JournalDatabase
 from .journal_reader import bytes_of, follows
@@ -51,8 +52,13 @@ class SqliteJournal:
     def __init__(self, database: JournalDatabase, owner: OwnerThread) -> None:
         self._database = database
         self._owner = owner
-        self._reads = owner if database.read_only else OwnerThread(f"journal {database.path.name} reads")
-        self._read = database.read if database.read_only else database.reader.read
+        reader = database.reader
+        self._reads = (
+            owner
+            if database.read_only
+            else GatheringThread(f"journal {database.path.name} reads", {reader.read: reader.read_together})
+        )
+        self._read = database.read if database.read_only else reader.read
         self._left = 0  # appends whose callers did not wait for them,
         self._passed = 0  # and how many of them are known to be over
 
@@ -207,6 +213,6 @@ class SqliteJournal:
         await self._owner.run(self._database.refresh)
 
     async def close(self) -> None:
-        if self._reads is not self._owner:
+        if not self._database.read_only:
             await self._reads.close(self._database.reader.disconnect)
         await self._owner.close(self._database.close)

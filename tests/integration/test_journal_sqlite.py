@@ -13,11 +13,12 @@ import pytest
 from sojourn.actors.errors import Damaged, StaleEpoch, StoreUnavailable, UnusableFolder
 from sojourn.actors.ports import Record, RecordKind
 from sojourn.runtime.stores import journal_database
+from sojourn.runtime.stores.journal_reader import Stretch
 from sojourn.runtime.stores.journal_schema import WRITE_HEAD, head_values, released_crc
 from sojourn.runtime.stores.journal_sqlite import SqliteJournal
 from tests.support import stores
 
-from ..support.journals import event, filled, lines
+from ..support.journals import event, filled, flip_payload, lines
 
 pytestmark = pytest.mark.anyio
 
@@ -236,6 +237,37 @@ async def test_a_commit_does_not_wait_for_a_read(path: Path) -> None:
         held.set()
     assert [record.first_seq for record in found] == [1, 2, 3]  # as of when it was read
     await journal.close()
+
+
+async def test_sessions_that_wait_to_be_read_are_read_together_and_each_is_told_its_own(path: Path) -> None:
+    journal = await SqliteJournal.open(path)
+    long = [event("long", seq) for seq in range(1, 201)]
+    small = [event(name, 1) for name in ("a", "b", "c", "d")]
+    await journal.append(small)
+    await journal.append(long)
+    flip_payload(path, 1, 1)  # of b
+    held = threading.Event()
+    found: dict[str, object] = {}
+
+    async def read(name: str) -> None:
+        try:
+            found[name] = await journal.read(name)
+        except Damaged as error:
+            found[name] = str(error)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(journal._reads.run, held.wait)
+        await anyio.wait_all_tasks_blocked()
+        for name in ("a", "b", "long", "c", "nobody", "d"):
+            tasks.start_soon(read, name)
+            await anyio.wait_all_tasks_blocked()
+        held.set()
+    # What is long has a statement of its own.
+    together = journal._database.reader.read_together([(name, 0, None) for name in ("a", "c", "long", "d")])
+    assert together == [Stretch(small[:1], False), Stretch(small[2:3], False)]
+    await journal.close()
+    assert str(found.pop("b")).startswith("session b: events 1 to 1")
+    assert found == {"a": small[:1], "c": small[2:3], "d": small[3:], "long": long, "nobody": []}
 
 
 async def test_reads_that_never_pause_do_not_keep_the_log_from_beginning_anew(path: Path) -> None:

@@ -1,7 +1,7 @@
 """One thread for small calls of many tasks: what waits goes together, order, errors, cancellation, end."""
 
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import anyio
 import anyio.to_thread
@@ -138,3 +138,72 @@ def test_a_thread_outlives_the_event_loop_that_asked_it(anyio_backend: str) -> N
 
     anyio.run(leave, backend=anyio_backend)
     assert anyio.run(ask, backend=anyio_backend) == (3, 1)
+
+
+async def test_calls_that_can_be_done_together_are_and_others_before_and_behind_them_as_ever() -> None:
+    done: list[tuple[str, list[int]]] = []
+
+    def double(n: int) -> int:
+        done.append(("alone", [n]))
+        return 2 * n
+
+    def double_all(asked: Sequence[tuple[int]]) -> list[int | Exception]:
+        numbers = [n for (n,) in asked[:3]]
+        done.append(("together", numbers))
+        return [2 * n if n != 2 else ValueError(n) for n in numbers]
+
+    gate = Gate()
+    found: dict[int, object] = {}
+
+    async def call(n: int) -> None:
+        try:
+            found[n] = await thread.run(double, n)
+        except ValueError as error:
+            found[n] = repr(error)
+
+    thread = GatheringThread("test reader", {double: double_all})
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(thread.run, gate.wait)
+        await gate.entered()
+        try:
+            for n in (1, 2, 3, 4):
+                tasks.start_soon(call, n)
+                await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(thread.run, done.append, ("other", []))
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(call, 5)
+            await anyio.wait_all_tasks_blocked()
+        finally:
+            gate.open()
+    await thread.close()
+    assert done == [("together", [1, 2, 3]), ("alone", [4]), ("other", []), ("alone", [5])]
+    assert found == {1: 2, 2: "ValueError(2)", 3: 6, 4: 8, 5: 10}
+
+
+async def test_where_doing_it_together_fails_every_caller_hears_it() -> None:
+    def fail(_: Sequence[tuple[int]]) -> list[int]:
+        raise OSError("no disk")
+
+    def alone(n: int) -> int:
+        return n
+
+    gate = Gate()
+    heard: list[int] = []
+
+    async def call(n: int) -> None:
+        with pytest.raises(OSError, match="no disk"):
+            await thread.run(alone, n)
+        heard.append(n)
+
+    thread = GatheringThread("test reader", {alone: fail})
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(thread.run, gate.wait)
+        await gate.entered()
+        try:
+            for n in (1, 2):
+                tasks.start_soon(call, n)
+            await anyio.wait_all_tasks_blocked()
+        finally:
+            gate.open()
+    await thread.close()
+    assert sorted(heard) == [1, 2]
