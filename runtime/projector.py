@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 import structlog
+from anyio.lowlevel import checkpoint
 from attrs import evolve
 
 from ..actors.errors import CallerError, Damaged, IntensityExceeded, StoreError
@@ -16,6 +17,7 @@ log = structlog.get_logger("sojourn.catalog")
 
 INTERVAL_S = 5.0
 ROWS_A_WRITE = 500
+ROWS_A_SLICE = 25  # half a millisecond
 
 
 class CatalogProjector:
@@ -72,9 +74,7 @@ class CatalogProjector:
             try:
                 while pending:
                     some = pending[:ROWS_A_WRITE]
-                    await self._catalog.put(
-                        [row for id_ in some if (row := await self._row(id_)) is not None]
-                    )
+                    await self._catalog.put(await self._rows(some))
                     del pending[:ROWS_A_WRITE]
             finally:
                 self._dirty.update(pending)
@@ -90,12 +90,19 @@ class CatalogProjector:
                 error=str(error),
                 remedy="none is needed: lists come from the journal until it is caught up",
             )
-            ahead = {
-                row.session_id: row
-                for id_ in sorted(self._dirty)
-                if (row := await self._row(id_)) is not None
-            }
+            ahead = {row.session_id: row for row in await self._rows(sorted(self._dirty))}
         return await merged_page(self._catalog, query, ahead)
+
+    async def _rows(self, session_ids: Sequence[str]) -> list[CatalogRow]:
+        """Those that there are. A session that has just left memory is not waited for, so others get their turn here."""
+        rows = []
+        for number, session_id in enumerate(session_ids, 1):
+            row = await self._row(session_id)
+            if row is not None:
+                rows.append(row)
+            if number % ROWS_A_SLICE == 0:
+                await checkpoint()
+        return rows
 
     async def _row(self, session_id: str) -> CatalogRow | None:
         try:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import anyio
 import structlog
 from anyio import to_thread
+from anyio.lowlevel import checkpoint
 
 from ..actors.errors import SojournError
 from ..actors.ports import Journal
@@ -19,6 +20,7 @@ from .verified import put_and_read_back
 log = structlog.get_logger("sojourn.snapshots")
 
 SNAPSHOTS_KEPT = 2
+LOOKED_A_SLICE = 200  # a millisecond: most have too little for a snapshot, and are only looked at
 INLINE_BYTES_MAX = 32 * 1024  # encoded at once: a hop to a thread would take longer
 
 
@@ -50,7 +52,7 @@ class Snapshotter:
         self._interval_s = interval_s
         self._journal_bytes_min = journal_bytes_min
         self._changed: set[str] = set()
-        self._seqs: dict[str, int] = {}
+        self._seqs: dict[str, int] = {}  # of those in memory that have one: most never get so large
         self.written = 0
 
     def mark(self, session_ids: Sequence[str]) -> None:
@@ -59,7 +61,10 @@ class Snapshotter:
 
     def recovered(self, session_id: str, snapshot_seq: int) -> None:
         """A session was read back, beginning with a snapshot of this seq (0: none)."""
-        self._seqs[session_id] = snapshot_seq
+        if snapshot_seq:
+            self._seqs[session_id] = snapshot_seq
+        else:
+            self._seqs.pop(session_id, None)
 
     def path(self, session_id: str) -> str | None:
         """The newest snapshot of a session in memory; None where it has none."""
@@ -83,7 +88,9 @@ class Snapshotter:
     async def write_due(self) -> None:
         """Write a snapshot of every session that is due for one."""
         changed, self._changed = self._changed, set()
-        for session_id in sorted(changed):
+        for number, session_id in enumerate(sorted(changed), 1):
+            if number % LOOKED_A_SLICE == 0:
+                await checkpoint()
             tail_bytes = self._journal.pending_bytes(session_id, self._seqs.get(session_id, 0))
             if tail_bytes < self._journal_bytes_min:
                 continue
