@@ -25,6 +25,7 @@ from .journal_reader import JournalReader, not_read, unreadable
 from .journal_salvage import finish_salvage, salvage
 from .journal_schema import (
     APPLICATION_ID,
+    CACHE_KIB,
     CREATE,
     FORMAT,
     FORMAT_CHECKED,
@@ -175,6 +176,7 @@ class JournalOpening:
         self._connection = connection  # closed with the rest whatever comes now
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         # Some builds wipe what is deleted, and then a deletion writes as much as it deletes.
         connection.execute("PRAGMA secure_delete = OFF")
         if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0:
