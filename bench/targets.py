@@ -144,6 +144,14 @@ TARGETS: tuple[Target, ...] = (
         command="run crowd-passivated --duration 30 --rounds 3",
     ),
     _target(
+        "durable asks with 10,000 sessions open: p99, of that with 100",
+        "open-sessions",
+        ratio,
+        1.5,
+        at_least=False,
+        command="run open-sessions --rounds 5",
+    ),
+    _target(
         "memory of a resting session in memory, beyond its state",
         "memory",
         above_ceiling,

@@ -36,6 +36,7 @@ STOPS: tuple[Stop, ...] = (
     _stop("live-sessions", operations=20_000),
     _stop("mixed", operations=30_000, duration_s=2.0),
     _stop("mixed", rounds=1, sessions=10_000, operations=30_000, duration_s=2.0),
+    _stop("open-sessions", rounds=2, duration_s=6.0),
     _stop("crowd", rounds=1, sessions=10_000, duration_s=2.0),
     _stop("crowd-passivated", rounds=1, sessions=10_000, duration_s=2.0),
     _stop("activation", sessions=2_000),

@@ -26,9 +26,9 @@ async def ceiling(options: Options) -> Measured:
     return await crowd(options, min(FEW, options.sessions or SESSIONS), passivate_after_s=3_600.0)
 
 
-async def crowd(options: Options, sessions: int, *, passivate_after_s: float) -> Measured:
-    """Fill, and ask at random."""
-    async with open_runtime(passivate_after_s=passivate_after_s) as runtime:
+async def crowd(options: Options, sessions: int, **changed: Any) -> Measured:
+    """Fill, and ask at random. `changed`: settings that differ from the defaults."""
+    async with open_runtime(**changed) as runtime:
         ids = await new_sessions(runtime, sessions)
         next_n = [numbers() for _ in ids]
         chosen = random.Random(1)

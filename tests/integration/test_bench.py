@@ -37,6 +37,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mirrored-ask": {"operations": 100, "sessions": 10},
     "mirrored-open": {"sessions": 10, "duration_s": 0.2, "rate_per_s": 500},
     "mixed": {"operations": 1_000, "sessions": 20, "duration_s": 0.2},
+    "open-sessions": {"sessions": 40, "duration_s": 0.2, "rate_per_s": 200},
     "recovery": {"sessions": 20},
     "round-robin": {"operations": 2_000, "sessions": 50},
     "soak": {"sessions": 10, "duration_s": 1.5, "rate_per_s": 100},
