@@ -27,7 +27,7 @@ from sojourn.runtime.tuning import tune_process
 
 from ..environment import ROOT
 from ..harness import BrokenOff, Measured, Options, Stopwatch
-from ..live import SOURCE, at_once, open_runtime, progress
+from ..live import SOURCE, at_once, catalog_written, open_runtime, progress
 from ..memory import resident_bytes
 
 UNIT = "events"
@@ -143,6 +143,7 @@ async def _passivated(sessions: int) -> float:
         tiering_alone = 1
         while runtime.statistics().kernel.actors > tiering_alone:
             await anyio.sleep(0.1)
+        await catalog_written(runtime)  # until then the public records of those who left are kept for it
         return resident_bytes() - before
 
 
