@@ -107,8 +107,7 @@ class Residents:
     async def _look(self, now: float) -> None:
         sessions = states_bytes = 0
         sessions_before, bytes_before = self._sessions, self._states_bytes
-        # Each is taken out as it is looked at: what holds all until the end frees all who have left in one go, which took
-        # 10 ms at 8,000 of them.
+        # Each is taken out as it is looked at: what holds all until the end frees all who have left in one go.
         cells = list(self._kernel.cells.values())
         while cells:
             for _ in self._slice(cells):
