@@ -22,6 +22,7 @@ class _Answer:
     asked: "SharedReads"
     key: Key
     readers: list[Parked] = field(factory=list)
+    waiting: int = 0  # of the readers
 
     def set_result(self, result: Any, /) -> None:
         self.asked.leave(self)
@@ -56,7 +57,7 @@ class SharedReads:
         reader = parking()()
         if answer is not None and len(answer.readers) < READERS_MAX:
             answer.readers.append(reader)
-            return await reader
+            return await self._answered(answer, reader)
         answer = _Answer(self, key, [reader])
 
         def look(state: SessionState) -> Any:
@@ -65,7 +66,17 @@ class SharedReads:
 
         self._ask(session_id, Read(look), answer)
         self._waiting[key] = answer
-        return await reader
+        return await self._answered(answer, reader)
+
+    async def _answered(self, answer: _Answer, reader: Any) -> Any:
+        answer.waiting += 1
+        try:
+            return await reader
+        finally:
+            answer.waiting -= 1
+            if not answer.waiting:
+                # Where all have left, the kernel answers nobody, so that who came later would wait for ever.
+                self.leave(answer)
 
     def leave(self, answer: _Answer) -> None:
         """Nobody joins these readers any more."""

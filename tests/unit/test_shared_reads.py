@@ -96,19 +96,42 @@ async def test_the_first_reader_may_leave_and_the_others_are_answered() -> None:
         found.append(await reads.look("s", READ, "seq"))
 
     async with anyio.create_task_group() as tasks:
-        with anyio.CancelScope() as scope:
-            async with anyio.create_task_group() as first:
-                first.start_soon(reads.look, "s", READ, "seq")
-                await anyio.wait_all_tasks_blocked()
-                scope.cancel()
-        (_, reply) = turns.asked[0]
-        assert reply.done()
-        tasks.start_soon(look)
-        await anyio.wait_all_tasks_blocked()
+        async with anyio.create_task_group() as first:
+            first.start_soon(reads.look, "s", READ, "seq")
+            await anyio.wait_all_tasks_blocked()
+            tasks.start_soon(look)
+            await anyio.wait_all_tasks_blocked()
+            first.cancel_scope.cancel()
+        ((_, reply),) = turns.asked
         assert not reply.done()
         reply, answer = turns.take(7)
         reply.set_result(answer)
     assert found == [7]
+
+
+async def test_who_reads_after_all_readers_have_left_has_a_turn_of_its_own() -> None:
+    turns, found = Turns(), []
+    reads = SharedReads(turns.ask)
+
+    async def look() -> None:
+        found.append(await reads.look("s", READ, "seq"))
+
+    async with anyio.create_task_group() as some:
+        some.start_soon(look)
+        some.start_soon(look)
+        await anyio.wait_all_tasks_blocked()
+        some.cancel_scope.cancel()
+    ((_, left),) = turns.asked
+    assert (
+        left.done()
+    )  # so the kernel does not answer it: not when its deadline passes, and not after its turn
+    turns.asked.clear()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(look)
+        await anyio.wait_all_tasks_blocked()
+        reply, answer = turns.take(8)
+        reply.set_result(answer)
+    assert found == [8]
 
 
 async def test_an_error_is_told_to_all_and_the_next_read_asks_anew() -> None:
