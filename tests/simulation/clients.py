@@ -17,11 +17,12 @@ from sojourn.actors.errors import (
     OutOfOrder,
     Quarantined,
     Rejected,
+    SetAside,
     Stopped,
     StorageFull,
     StoreError,
 )
-from sojourn.actors.ports import CatalogQuery
+from sojourn.actors.ports import TIERS, CatalogQuery
 from sojourn.actors.session.actor import Done
 from sojourn.actors.session.codec import command_digest
 from sojourn.actors.session.commands import (
@@ -79,12 +80,13 @@ class Client:
             (self._batch, 10),
             (self._burst, 3),
             (self._read, 10),
+            (self._read_ended, 10),
             (self._list, 2),
             (self._watch, 3),
             (self._history, 3),
             (self._pause, 2),
             (self._end, 3),
-            (self._set_facts, 3),
+            (self._set_facts, 5),
             (self._heartbeat, 1),
             (self._set_timer, 3),
             (self._look_after, 6),
@@ -94,7 +96,7 @@ class Client:
         while self._budget > 0:
             plan = rng.choice(self._plans)
             if plan.exists:
-                if self.world.disk.draws("crash"):
+                if not plan.sealed and self.world.disk.draws("crash"):
                     await self._crash(plan)
                 await rng.choices(names, weights)[0](plan)
             else:
@@ -205,7 +207,7 @@ class Client:
 
     async def _end(self, plan: Plan) -> None:
         """Most sessions of a seed end; one that goes on is there for the rest."""
-        if self.rng.random() < 0.6 and not plan.ended:
+        if self.rng.random() < 0.5 and not plan.ended:
             return
         ends: list[tuple[str, Body]] = [
             ("session.complete", Complete(outcome=self.rng.choice([Outcome.PASSED, Outcome.FAILED]))),
@@ -220,6 +222,8 @@ class Client:
             plan.sealed |= isinstance(sealing.told, Done)
 
     async def _set_facts(self, plan: Plan) -> None:
+        of = self.world.oracle.of
+        plan = self.rng.choice([one for one in self._plans if of(one.session_id).tier != TIERS[0]] or [plan])
         if not plan.ended:
             return
         self._number += 1
@@ -228,7 +232,7 @@ class Client:
         async def ask(runtime: "Runtime") -> Any:
             return await runtime.set_facts(plan.session_id, title=title)
 
-        told = await self.call(ask)
+        told = await self.call(ask, "facts")
         if isinstance(told, dict):
             self.world.oracle.must(
                 told["title"] == title, "I1", f"{plan.session_id}: {title} was set, {told['title']} answered"
@@ -248,12 +252,21 @@ class Client:
             await persons.look_after(self, plan)
 
     async def _crash(self, plan: Plan) -> None:
-        """A command on which the code fails once, twice or always."""
+        """A command on which the code fails once, twice or always; or so many that the session is set aside."""
+        if self.rng.random() < 0.3:
+            for _ in range(4):
+                await self._poison(plan, self.rng.choice([2, 100]))
+        else:
+            await self._poison(plan, self.rng.choice([1, 2, 2, 100]))
+        if self.rng.random() < 0.7:
+            await self._look_after(plan)
+
+    async def _poison(self, plan: Plan, times: int) -> None:
         command = self._line(plan)
         self._number += 1
         command.command_id = f"{self.name}-{self._number}"
         command.digest = command_digest(command)
-        self.world.arm(command.command_id, plan, self.rng.choice([1, 1, 2, 100]))
+        self.world.arm(command.command_id, plan, times)
         sent = self._send(plan, command)
         plan.poisonous.append(sent)
         await self._try(sent, self._ask(sent, Ack.DURABLE))
@@ -342,13 +355,17 @@ class Client:
             f"{sent.session_id}: {cause or sent.command.type} was answered with seq {done.seq}, and is durable at {seq}",
         )
 
-    async def call(self, call: Callable[["Runtime"], Awaitable[Any]]) -> Any:
-        """What came of a call: its answer, an error that says what was not done, UNKNOWN or NOTHING."""
+    async def call(self, call: Callable[["Runtime"], Awaitable[Any]], phase: str = "") -> Any:
+        """What came of a call: its answer, an error that says what was not done, UNKNOWN or NOTHING.
+
+        Args:
+            phase: the one that it makes, where callers are to leave in that one more often.
+        """
         world = self.world
         runtime = await world.running()
         checks.bounded(world, runtime)
         leaves_after_s = CLIENT_S_MAX
-        if world.disk.draws("cancel"):
+        if world.disk.draws("cancel", phase):
             leaves_after_s = self.rng.choice([0.0, self.rng.uniform(0, 0.05), self.rng.uniform(0, 5)])
         with anyio.move_on_after(leaves_after_s):
             try:
@@ -377,16 +394,18 @@ class Client:
             except (Rejected, Quarantined) as error:
                 world.trace.note(self.name, error.code)
                 return error
-            except (
-                CallerError
-            ) as error:  # of no cause that there is here: nothing of a session is ever damaged
+            except SetAside as error:  # by what rotted: it is one who calls that cannot go on, not the store
+                world.trace.note(self.name, error.code)
+                world.may_fail(error)
+                return UNKNOWN
+            except CallerError as error:  # of no cause that there is here
                 world.oracle.must(False, "I9", f"{self.name}: {error}")
                 return error
         if leaves_after_s == CLIENT_S_MAX:
             what = call.__qualname__.partition(".<locals>")[0]
             world.oracle.must(False, "I24", f"{self.name} was not answered for {CLIENT_S_MAX:g} s: {what}")
         else:
-            world.left()
+            world.left(*([phase] if phase else []))
         return UNKNOWN
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -407,6 +426,12 @@ class Client:
             if isinstance(both, tuple):
                 oracle.shown_tier(plan.session_id, both[0])
                 oracle.shown_state(plan.session_id, *both[1:])
+
+    async def _read_ended(self, plan: Plan) -> None:
+        """Of a session that is recent, and may be archived meanwhile."""
+        recent = [one for one in self._plans if self.world.oracle.of(one.session_id).tier == TIERS[1]]
+        if recent:
+            await self.rng.choice([self._read, self._history])(self.rng.choice(recent))
 
     async def _list(self, plan: Plan) -> None:
         query = CatalogQuery(limit=self.rng.choice([1, 50]))

@@ -20,10 +20,11 @@ from sojourn.actors.errors import NotOpen, ObjectExists, StaleEpoch, StorageFull
 from sojourn.actors.ports import (
     CatalogRow,
 )
-from sojourn.runtime.stores.memory import MemoryCatalog, MemoryJournal, MemoryMirror, MemoryObjects
+from sojourn.runtime.stores.memory import MemoryCatalog, MemoryJournal, MemoryMirror
 
 from .oracle import Oracle
 from .profile import DEATHS_MAX, Profile, log_uniform, rng_of
+from .rot import RottingObjects
 from .trace import Trace
 
 T = TypeVar("T")
@@ -50,12 +51,14 @@ WEIGHTS = {
     "seal": 10.0,
     "ask": 3.0,
     "compaction": 2.0,
-    "facts": 3.0,
+    "facts": 8.0,
+    "catalog": 3.0,
     "hand-off": 2.0,
-    "archive": 2.0,
-    "stream": 2.0,
+    "archive": 6.0,
+    "stream": 6.0,
     "start": 2.0,
 }
+WEIGHTED_MAX = 0.3
 LATE = ("catalog.put", "journal.append", "mirror.apply")  # objects have no fence but the folder's lock
 BEGUN, WRITTEN, CARRYING_OUT, ENDED = range(4)
 PAUSES_S = (0.01, 100.0)
@@ -109,8 +112,8 @@ class Disk:
     trace: Trace
     journal: MemoryJournal = field(factory=MemoryJournal)
     catalog: MemoryCatalog = field(factory=MemoryCatalog)
-    recent: MemoryObjects = field(factory=MemoryObjects)
-    archive: MemoryObjects = field(factory=MemoryObjects)
+    recent: RottingObjects = field(factory=RottingObjects)
+    archive: RottingObjects = field(factory=RottingObjects)
     mirror: MemoryMirror = field(factory=MemoryMirror)
     calm: bool = False
     deaths: int = 0
@@ -118,6 +121,7 @@ class Disk:
     unsynced: list[dict[str, CatalogRow | None]] = field(factory=list)
     late: list[Operation] = field(factory=list)  # of processes that are dead
     older: dict[str, Any] = field(factory=dict)  # of the mirror: sessions as they were
+    harmed: set[str] = field(factory=set)  # sessions that have ended, and of which something rotted
     rng: random.Random = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -126,7 +130,15 @@ class Disk:
     def draws(self, fault: str, phase: str = "") -> bool:
         """Whether this fault happens now."""
         rate = self.profile.rates.get(fault)
-        return rate is not None and not self.calm and self.rng.random() < rate * WEIGHTS.get(phase, 1.0)
+        if rate is None or self.calm:
+            return False
+        # What always failed would be tried again for ever, and nothing else would happen.
+        return self.rng.random() < min(rate * WEIGHTS.get(phase, 1.0), max(rate, WEIGHTED_MAX))
+
+    def mend(self, now: float) -> None:
+        """Somebody puts back what rotted and was to be mended by now."""
+        for objects in (self.recent, self.archive):
+            objects.mend(now)
 
     async def settle(self, mount: "Mount") -> None:
         """The process of `mount` is dead, its operations become what they will have been."""

@@ -23,7 +23,9 @@ from sojourn.runtime.layout import manifest_name, session_folder, snapshot_seq
 from sojourn.runtime.live import Line
 from sojourn.runtime.manifest import decode_manifest, sha256_of
 from sojourn.runtime.segments import decode_segment, parse_name, unpack
-from sojourn.runtime.stores.memory import MemoryMirror, MemoryObjects
+from sojourn.runtime.stores.memory import MemoryMirror
+
+from .rot import RottingObjects
 
 if TYPE_CHECKING:
     from .disk import Disk, Mount
@@ -195,6 +197,12 @@ class Oracle:
         status = truth.state_at(truth.head, self.limits).status
         return status is not None and not status.ended
 
+    def belongs_here(self, disk: "Disk", name: str) -> None:
+        """An object is to be written with the recent ones."""
+        session_id = name.split("/")[2]
+        archived = self.of(session_id).tier == TIERS[2] and session_id not in disk.journal.heads()
+        self.must(not archived, "I11", f"{name} is written, and the session is archived")
+
     def writes(self, name: str) -> None:
         """An object is being written, well or not."""
         truth = self.of(name.split("/")[2])
@@ -325,7 +333,7 @@ class Oracle:
                 f"{row.session_id} is listed as {row.tier} and is not complete there",
             )
 
-    def complete(self, objects: MemoryObjects, session_id: str) -> bool:
+    def complete(self, objects: RottingObjects, session_id: str) -> bool:
         """Whether a manifest stands there, and all that it lists."""
         found = objects_of(objects, session_id)
         data = found.get(manifest_name(session_id))
@@ -390,7 +398,7 @@ def cause_of(event: Event) -> Cause | None:
     return ("id", cause.command_id, 0)
 
 
-def objects_of(objects: MemoryObjects, session_id: str) -> dict[str, bytes]:
-    """All that stands there of a session."""
+def objects_of(objects: RottingObjects, session_id: str) -> dict[str, bytes]:
+    """All that stands there of a session, as it was written."""
     folder = session_folder(session_id) + "/"
-    return {name: data for name, data in objects._objects.items() if name.startswith(folder)}
+    return {name: objects.as_written(name) for name in objects._objects if name.startswith(folder)}

@@ -47,18 +47,21 @@ async def look_after(client: "Client", plan: Plan) -> None:
         items = [item for item in listed if item["kind"] == "message"]
         if not items:
             return None
-        number, verb = client.rng.choice(items)["number"], client.rng.randrange(3)
+        number, verb = client.rng.choice(items)["number"], client.rng.choice(("edit", "retry", "skip"))
         for sent in plan.poisonous:
             sent.doubtful = True
             client.world.disarm(sent.command.command_id)  # the code is mended
         with suppress(NotQuarantined, NotResendable):  # somebody else was quicker
-            if verb == 0:
+            done = None
+            if verb == "skip":
                 await runtime.quarantine.skip(plan.session_id, number)
-            elif verb == 1:
+            elif verb == "edit":
                 fields = {"type": "log.append", "stream": "stderr", "text": client.new_text("edited")}
-                return await runtime.quarantine.edit(plan.session_id, number, fields)
+                done = await runtime.quarantine.edit(plan.session_id, number, fields)
             else:
-                return await runtime.quarantine.retry(plan.session_id, number)
+                done = await runtime.quarantine.retry(plan.session_id, number)
+            client.world.trace.took_effect(verb)
+            return done
         return None
 
     done = await client.call(decide)
@@ -75,6 +78,7 @@ async def release(client: "Client", runtime: "Runtime", session_id: str) -> None
     """A person sees that a session is set aside, and lets it go on."""
     await anyio.sleep(1.0)
     try:
-        await runtime.quarantine.release(session_id)
+        if await runtime.quarantine.release(session_id):
+            client.world.trace.took_effect("release")
     except (Killed, NotOpen, Stopped, StoreError) as error:
         client.world.trace.note(client.name, f"not released: {type(error).__name__}")

@@ -16,8 +16,9 @@ FAULTS = {
     "full": (5e-4, 2e-2),  # no room for a while
     "silence": (5e-4, 1e-2),  # a store does not answer for a while
     "stall": (1e-3, 3e-2),  # a call takes very long
+    "outlasted": (1e-1, 1.0),  # a read of what is recent takes as long as its archiving
     "garbled": (1e-2, 3e-1),  # an object does not read back as it was written
-    "rot": (2e-3, 5e-2),  # a byte of a snapshot turns over, at rest
+    "rot": (2e-3, 5e-2),  # a byte of an object turns over, at rest
     "stale": (3e-1, 1.0),  # what a dead process was writing reaches its store once another owns the folder
     "lost": (1e-3, 5e-2),  # the mirror has lost a session, or all of them
     "older": (1e-3, 5e-2),  # a session stands in the mirror as it was some time ago
@@ -43,12 +44,18 @@ DIRECTED = tuple(
         "unknown": WRITING,
         "full": ("catalog", "commit", "compaction", "hand-off", "seal", "snapshot", "start"),
         "garbled": ("archive", "compaction", "hand-off", "snapshot"),
-        "rot": ("recovery",),
+        "outlasted": ("ask", "recovery"),
+        "rot": ("archived", "declared", "manifest", "recovery", "segment", "snapshot"),
         "stale": ("catalog", "commit", "mirror"),
         "lost": ("mirror",),
         "older": ("mirror",),
         "crash": ("commit",),
         "cancel": ("commit", "facts"),
+        # What persons do about what is set aside takes effect.
+        "edit": ("person",),
+        "release": ("person",),
+        "retry": ("person",),
+        "skip": ("person",),
     }.items()
     for phase in phases
 )

@@ -8,6 +8,7 @@ import anyio
 
 from sojourn.actors.errors import StoreError
 from sojourn.actors.ports import (
+    TIERS,
     CatalogQuery,
     CatalogRow,
     JournalStatistics,
@@ -18,11 +19,15 @@ from sojourn.actors.ports import (
     MirrorUpdate,
     Record,
 )
-from sojourn.runtime.layout import snapshot_seq
 from sojourn.runtime.opening import Stores
-from sojourn.runtime.stores.memory import MemoryObjects
 
 from .disk import Mount, phase_of_caller
+from .oracle import objects_of
+from .profile import log_uniform
+from .rot import MENDED_S, RottingObjects, costs_nothing, has_ended, kind_of
+
+MOVING = ("archive", "facts", "hand-off", "look")  # those who have a session's objects to themselves
+MOVED_S_MAX = 20.0
 
 
 def stores_of(mount: Mount) -> Stores:
@@ -90,6 +95,10 @@ class SimJournal:
             return await self._mount.read("journal", "marks", self._inner.marks)
 
     async def release(self, upto: Mapping[str, int]) -> None:
+        # Asked, not seen by what it changes: up to seq 0 it changes nothing, and who asks has looked at what is not his.
+        gone = sorted(upto.keys() - self._inner.heads().keys())
+        self._disk.oracle.must(not gone, "I8", f"{gone} were handed over, and are to be released")
+
         async def release(share: float = 1.0) -> None:
             some = dict(list(upto.items())[: round(share * len(upto))])
             for session_id, seq in some.items():
@@ -187,7 +196,7 @@ class SimCatalog:
 class SimObjects:
     """See ports.Objects."""
 
-    def __init__(self, mount: Mount, inner: MemoryObjects, store: str) -> None:
+    def __init__(self, mount: Mount, inner: RottingObjects, store: str) -> None:
         self._mount = mount
         self._disk = mount.disk
         self._inner = inner
@@ -207,23 +216,41 @@ class SimObjects:
             disk.oracle.stored(self._store, name, data)
 
         phase = phase_of_caller()
+        if self._store == "recent":
+            disk.oracle.belongs_here(disk, name)
         await self._alone(name, "put", put)
 
     async def get(self, name: str) -> bytes:
-        if self._store == "recent" and self._disk.draws("rot"):
+        if self._disk.draws("rot"):
             self._rot(phase_of_caller())
+        await self._outlasts_its_move(name)
         return await self._mount.read(self._store, "get", lambda: self._inner.get(name))
 
     def _rot(self, phase: str) -> None:
-        """Of a session that goes on: a damaged snapshot costs it nothing, while a move would wait for a copy of it."""
-        disk, objects = self._disk, self._disk.recent._objects
-        snapshots = [name for name in sorted(objects) if snapshot_seq(name) and disk.oracle.goes_on(name)]
-        if snapshots:
+        disk, objects = self._disk, self._inner
+        snapshots, ended = costs_nothing(disk.oracle, objects), has_ended(disk.oracle, objects)
+        if snapshots and (not ended or disk.rng.random() < 0.3):
             self._mount.occurs("rot", phase)
-            name = disk.rng.choice(snapshots)
-            at, data = disk.rng.randrange(len(objects[name])), bytearray(objects[name])
-            data[at] ^= 1 << disk.rng.randrange(8)
-            objects[name] = bytes(data)
+            objects.turn(disk.rng.choice(snapshots), disk.rng)
+        elif ended:
+            name = disk.rng.choice(ended)
+            self._mount.occurs("rot", phase, kind_of(name) if self._store == "recent" else "archived")
+            disk.harmed.add(name.split("/")[2])
+            mended_at = anyio.current_time() + log_uniform(disk.rng, *MENDED_S)
+            objects.turn_for_a_while(name, disk.rng, mended_at)
+
+    async def _outlasts_its_move(self, name: str) -> None:
+        """A read of what is recent may take as long as its archiving: it began where the session was, and ends where nothing
+        is. Whoever moves it would wait for itself."""
+        oracle, session_id = self._disk.oracle, name.split("/")[2]
+        if self._store != "recent" or oracle.of(session_id).tier != TIERS[1]:
+            return
+        if self._disk.draws("outlasted") and (phase := phase_of_caller()) not in MOVING:
+            self._mount.occurs("outlasted", phase)
+            with anyio.move_on_after(MOVED_S_MAX):
+                while objects_of(self._disk.recent, session_id) and self._mount.death is None:
+                    await anyio.sleep(0.5)
+                await anyio.sleep(0.5)  # until whoever moved it has let go of it
 
     async def list(self, prefix: str) -> AsyncIterator[str]:
         async def names() -> list[str]:

@@ -23,6 +23,11 @@ class Trace:
         if self.show:
             print(line)
 
+    def took_effect(self, verb: str) -> None:
+        """A person has done something about what is set aside."""
+        self.note(verb)
+        self.covered[verb, "person"] += 1
+
     @property
     def digest(self) -> str:
         return str(self._digest.hexdigest())

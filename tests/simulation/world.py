@@ -1,5 +1,6 @@
 """One seed from its beginning to its end: processes that start, die and start again, clients beside them, then the checks."""
 
+import math
 import random
 import signal
 from collections import Counter
@@ -147,10 +148,10 @@ class World:
         """It fails no more."""
         self.fuse.armed.pop(command_id or "", None)
 
-    def left(self) -> None:
+    def left(self, *phases: str) -> None:
         """A caller has left."""
         if self.mount is not None:
-            self.mount.occurs("cancel")
+            self.mount.occurs("cancel", *phases)
 
     def lost_early(self, sent: Sent) -> None:
         """It was answered before it was durable, and did not become so."""
@@ -163,6 +164,9 @@ class World:
     def may_fail(self, error: Exception) -> None:
         """An answer that there is a cause for, if anything went wrong at all."""
         if isinstance(error, Damaged | SetAside | ObjectMissing | ObjectExists):
+            if isinstance(error, Damaged | SetAside) and any(id_ in str(error) for id_ in self.disk.harmed):
+                self.trace.covered["rot", "declared"] += 1
+                return
             self.oracle.must(False, "I9", f"{error}")
         # A commit that waits for room in a small journal, on a slow disk, is not answered in a short time.
         slow = self.profile.delay_s and self.settings.journal_bytes_max < 1 << 20
@@ -235,6 +239,7 @@ class World:
             with anyio.move_on_after(FAULTY_S_MAX):
                 await done.wait()
             self.disk.calm = True
+            self.disk.mend(math.inf)
             self.clock.set_right()
             self.trace.note("calm")
             with anyio.move_on_after(CALM_S_MAX):
@@ -315,6 +320,7 @@ class World:
         rng = rng_of(self.profile.seed, "look")
         while True:
             await anyio.sleep(rng.expovariate(1.0))
+            self.disk.mend(anyio.current_time())
             if self.runtime is not None:
                 checks.conserved(self, self.runtime)
                 checks.bounded(self, self.runtime)
