@@ -47,11 +47,11 @@ def runtime_tree(
             ChildSpec(child_id="kernel", run=kernel, essential=True),
             ChildSpec(child_id="catalog", run=catalog),
             ChildSpec(child_id="snapshots", run=snapshots),
-            ChildSpec(child_id="compaction", run=compaction),
+            ChildSpec(child_id="compaction", run=compaction, fatal=(OwnershipLost,)),
             ChildSpec(child_id="passivation", run=passivation),
             ChildSpec(child_id="abandoning", run=abandoning),
             ChildSpec(child_id="timers", run=timers),
-            ChildSpec(child_id="quarantine", run=quarantine),
+            ChildSpec(child_id="quarantine", run=quarantine, fatal=(OwnershipLost,)),
             # Last: nothing stands on them.
             *[child for child in mirrors if child is not None],
         ],
