@@ -18,6 +18,7 @@ from sojourn.actors.errors import (
     Quarantined,
     Rejected,
     SetAside,
+    StaleEpoch,
     Stopped,
     StorageFull,
     StoreError,
@@ -80,7 +81,7 @@ class Client:
             (self._batch, 10),
             (self._burst, 3),
             (self._read, 10),
-            (self._read_ended, 10),
+            (self._read_ended, 7),
             (self._list, 2),
             (self._watch, 3),
             (self._history, 3),
@@ -237,7 +238,8 @@ class Client:
             self.world.oracle.must(
                 told["title"] == title, "I1", f"{plan.session_id}: {title} was set, {told['title']} answered"
             )
-            plan.title, plan.title_doubtful = title, len(self.world.clients) > 1
+            # Nor is a title safe from an owner that is none any more.
+            plan.title, plan.title_doubtful = title, len(self.world.clients) > 1 or self.world.taken > 0
         elif not isinstance(told, Rejected):
             plan.title_doubtful = True
 
@@ -382,6 +384,10 @@ class Client:
                 world.trace.note(self.name, error.code)
                 for session_id in world.set_aside(error):
                     await persons.release(self, runtime, session_id)
+                return UNKNOWN
+            except StaleEpoch as error:
+                world.trace.note(self.name, error.code)
+                world.oracle.must(bool(world.taken), "I3", str(error))
                 return UNKNOWN
             except (DeadlineExceeded, Stopped, StoreError) as error:
                 world.trace.note(self.name, error.code)

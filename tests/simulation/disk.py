@@ -186,6 +186,12 @@ class Mount:
     epoch: int | None = None
     death: str | None = None
     closed: bool = False
+    up: bool = False
+    fired: int = 0  # crashes that were planted
+    taken: anyio.Event = field(factory=anyio.Event)  # this process rests, and another one takes over
+    woken: anyio.Event = field(factory=anyio.Event)  # it goes on all the same
+    ended: anyio.Event = field(factory=anyio.Event)
+    behind: MemoryJournal | None = None  # the journal as it was then: a process knows of its own writes alone
     leave: anyio.Event = field(factory=anyio.Event)  # the process must end: it is dead, or told to
     operations: list[Operation] = field(factory=list)
     events: int = 0  # that the journal took
@@ -196,6 +202,22 @@ class Mount:
     _silent_until: dict[str, float] = field(factory=dict)
     _full_until: float = -1.0
 
+    @property
+    def journal(self) -> MemoryJournal:
+        """As this process knows it."""
+        return self.behind if self.behind is not None else self.disk.journal
+
+    def fenced(self) -> None:
+        """What the journal says to an owner that is none any more. Raises StaleEpoch."""
+        if self.behind is not None and self.disk.journal.epoch > self.behind.epoch:
+            raise StaleEpoch(
+                f"epoch {self.behind.epoch} is fenced: the journal is at {self.disk.journal.epoch}"
+            )
+
+    async def _rest(self) -> None:
+        if self.taken.is_set() and self.death is None:
+            await self.woken.wait()
+
     def die(self, death: str) -> None:
         """From here on no call comes through."""
         if self.death is not None:
@@ -203,6 +225,7 @@ class Mount:
         self.death = death
         self.disk.deaths += 1
         self.leave.set()
+        self.woken.set()
         for operation in self.operations:
             if operation.state != CARRYING_OUT:
                 operation.done.set()
@@ -301,6 +324,7 @@ class Mount:
                 self.die(dies)
                 return
             await self._delay()
+            await self._rest()
             if self.death is not None:
                 return
             operation.state = CARRYING_OUT
@@ -332,7 +356,12 @@ class Mount:
 
     def _draw_death(self, phase: str) -> str | None:
         disk = self.disk
-        if disk.deaths >= DEATHS_MAX:
+        if disk.deaths >= DEATHS_MAX or self.taken.is_set():
+            return None
+        if self.up and not self.leave.is_set() and disk.draws("taken", phase):
+            self.occurs("taken", phase)
+            disk.deaths += 1
+            self.taken.set()
             return None
         for death in ("kill", "power"):
             if disk.draws(death, phase):
@@ -349,6 +378,7 @@ class Mount:
 
     async def _before(self, store: str, name: str, phase: str, writes: bool) -> None:
         """What may happen to any call before it does anything."""
+        await self._rest()
         if self.death is not None:
             raise Killed
         disk, rng = self.disk, self.disk.rng

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from sojourn.actors.errors import NotOpen, NotQuarantined, NotResendable, Stopped, StoreError
+from sojourn.actors.errors import NotOpen, NotQuarantined, NotResendable, StaleEpoch, Stopped, StoreError
 from sojourn.actors.session.actor import Done
 from sojourn.actors.session.commands import CancelTimer, Command, SetTimer
 from sojourn.actors.session.model import Ack, TimerAction, TimerClock
@@ -80,5 +80,5 @@ async def release(client: "Client", runtime: "Runtime", session_id: str) -> None
     try:
         if await runtime.quarantine.release(session_id):
             client.world.trace.took_effect("release")
-    except (Killed, NotOpen, Stopped, StoreError) as error:
+    except (Killed, NotOpen, StaleEpoch, Stopped, StoreError) as error:
         client.world.trace.note(client.name, f"not released: {type(error).__name__}")

@@ -24,6 +24,7 @@ FAULTS = {
     "older": (1e-3, 5e-2),  # a session stands in the mirror as it was some time ago
     "kill": (5e-4, 2e-2),  # the process is gone; what was written, synced or not, stays
     "power": (5e-4, 2e-2),  # the machine is gone; what was not synced may be lost
+    "taken": (5e-4, 1e-2),  # the process rests, another one takes the folder over, and then this one goes on
     "stop": (5e-4, 2e-2),  # the process is told to end, and does
     "pause": (1e-3, 3e-2),  # the process does not run for a while
     "clock": (1e-3, 3e-2),  # the wall clock is set
@@ -46,6 +47,7 @@ DIRECTED = tuple(
         "garbled": ("archive", "compaction", "hand-off", "snapshot"),
         "outlasted": ("ask", "recovery"),
         "rot": ("archived", "declared", "manifest", "recovery", "segment", "snapshot"),
+        "taken": ("commit", "compaction", "hand-off", "mirror", "archive"),
         "stale": ("catalog", "commit", "mirror"),
         "lost": ("mirror",),
         "older": ("mirror",),

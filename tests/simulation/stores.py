@@ -20,6 +20,7 @@ from sojourn.actors.ports import (
     Record,
 )
 from sojourn.runtime.opening import Stores
+from sojourn.runtime.stores.memory import MemoryJournal
 
 from .disk import Mount, phase_of_caller
 from .oracle import objects_of
@@ -48,8 +49,11 @@ class SimJournal:
     def __init__(self, mount: Mount) -> None:
         self._mount = mount
         self._disk = mount.disk
-        self._inner = mount.disk.journal
         self._lane = anyio.Lock()
+
+    @property
+    def _inner(self) -> MemoryJournal:
+        return self._mount.journal
 
     @property
     def epoch(self) -> int:
@@ -75,6 +79,7 @@ class SimJournal:
         records = list(records)
 
         async def append() -> None:
+            self._mount.fenced()
             await self._inner.append(records)
             self._disk.oracle.appended(records, self._mount)
             self._mount.events += sum(record.count for record in records)
@@ -100,6 +105,7 @@ class SimJournal:
         self._disk.oracle.must(not gone, "I8", f"{gone} were handed over, and are to be released")
 
         async def release(share: float = 1.0) -> None:
+            self._mount.fenced()
             some = dict(list(upto.items())[: round(share * len(upto))])
             for session_id, seq in some.items():
                 self._disk.oracle.releases(self._disk, session_id, seq)
@@ -113,6 +119,7 @@ class SimJournal:
 
     async def forget(self, session_ids: Collection[str]) -> None:
         async def forget(share: float = 1.0) -> None:
+            self._mount.fenced()
             some = list(session_ids)[: round(share * len(session_ids))]
             await self._inner.forget(some)
             self._disk.oracle.copies_left(self._disk, some)
@@ -216,7 +223,7 @@ class SimObjects:
             disk.oracle.stored(self._store, name, data)
 
         phase = phase_of_caller()
-        if self._store == "recent":
+        if self._store == "recent" and self._mount.behind is None:
             disk.oracle.belongs_here(disk, name)
         await self._alone(name, "put", put)
 
