@@ -45,6 +45,7 @@ from .sqlite_files import (
     UNREADABLE,
     flaws_in,
     lacks_shared_memory,
+    malformed_names_told,
     primary_code,
     private_copy,
     private_copy_path,
@@ -99,8 +100,9 @@ class SqliteCatalog:
         async with contextlib.AsyncExitStack() as opened:
             try:
                 marked = read_mark(path)  # before the rows: a live owner goes on
-                catalog = await (cls._open_read_only if read_only else cls._open)(path, opened)
-                await catalog._compare(marked)
+                with malformed_names_told():
+                    catalog = await (cls._open_read_only if read_only else cls._open)(path, opened)
+                    await catalog._compare(marked)
             except sqlite3.Error as error:
                 raise _translated(path, error) from error
             opened.pop_all()

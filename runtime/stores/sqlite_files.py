@@ -6,7 +6,8 @@ import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,6 +32,18 @@ def uri(path: Path, mode: str) -> str:
 def primary_code(error: sqlite3.Error) -> int:
     """The primary result code (https://sqlite.org/rescode.html); SQLITE_ERROR where the driver gives none."""
     return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+
+
+@contextmanager
+def malformed_names_told() -> Iterator[None]:
+    """SQLite names what is malformed in a schema. Where damage has made that name no text, the driver raises
+    UnicodeDecodeError; this makes it the DatabaseError that it would be else."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        told = sqlite3.DatabaseError(error.object.decode("utf-8", "replace"))
+        told.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise told from error
 
 
 def lacks_shared_memory(error: sqlite3.Error) -> bool:

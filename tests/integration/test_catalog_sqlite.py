@@ -177,6 +177,16 @@ async def test_a_file_that_is_no_database_is_damaged_and_can_be_built_anew(path:
             await SqliteCatalog.open(path, read_only=read_only)
 
 
+async def test_a_schema_whose_names_are_no_text_is_damaged(path: Path) -> None:
+    await filled(path, row("a"))
+    data = path.read_bytes()
+    data = data.replace(b"indexsession_by_epoch", b"indexsession_by_\xe9poch")
+    path.write_bytes(data.replace(b"CREATE INDEX session_by_epoch", b"CREATE!INDEX session_by_epoch"))
+    for read_only in (False, True):
+        with pytest.raises(Damaged, match="built anew"):
+            await SqliteCatalog.open(path, read_only=read_only)
+
+
 async def test_a_damaged_page_is_damage_when_it_is_read(path: Path, opened: Open) -> None:
     # More than SQLite's cache holds, so that pages are read again.
     await filled(path, *(row(f"s{n}", record=b"x" * 3_000) for n in range(2_000)))

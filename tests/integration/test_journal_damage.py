@@ -176,6 +176,15 @@ async def test_a_file_that_is_no_database_is_damaged(path: Path) -> None:
             await SqliteJournal.open(path, read_only=read_only)
 
 
+async def test_a_schema_whose_names_are_no_text_is_damaged(path: Path) -> None:
+    await filled(path, [event("a", 1)])
+    data = path.read_bytes().replace(b"tablejournaljournal", b"tablejour\xe9aljournal")
+    path.write_bytes(data.replace(b"CREATE TABLE journal(", b"CREATE!TABLE journal("))
+    for read_only in (False, True):
+        with pytest.raises(Damaged, match="move both aside"):
+            await SqliteJournal.open(path, read_only=read_only)
+
+
 async def test_damage_does_not_keep_a_row(path: Path) -> None:
     groups = [[event("a", seq), event("b", seq)] for seq in range(1, 6)]
     await filled(path, *groups)
