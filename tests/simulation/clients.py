@@ -254,10 +254,10 @@ class Client:
             await persons.look_after(self, plan)
 
     async def _crash(self, plan: Plan) -> None:
-        """A command on which the code fails once, twice or always; or so many that the session is set aside."""
+        """A command on which the code fails once, twice or always; or so many, once each, that the session is set aside."""
         if self.rng.random() < 0.3:
-            for _ in range(4):
-                await self._poison(plan, self.rng.choice([2, 100]))
+            for _ in range(7):
+                await self._poison(plan, 1)
         else:
             await self._poison(plan, self.rng.choice([1, 2, 2, 100]))
         if self.rng.random() < 0.7:

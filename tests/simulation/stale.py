@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from sojourn.actors.errors import CallerError, StaleEpoch, Stopped, StoreError
+from sojourn.actors.errors import SojournError, StaleEpoch
 from sojourn.actors.session.codec import command_digest
 from sojourn.actors.session.commands import AppendLog, Command, Create
 from sojourn.actors.session.model import Ack
@@ -60,7 +60,7 @@ async def _asked(world: "World", runtime: Runtime) -> None:
                 answer: object = await runtime.ask(plan.session_id, line, ack=ack)
             else:
                 answer = await runtime.create(create, ack=ack)
-        except (CallerError, Killed, StaleEpoch, Stopped, StoreError) as error:
+        except (Killed, SojournError) as error:
             world.trace.note("stale", type(error).__name__)
         else:
             world.oracle.must(False, "I3", f"a process that is fenced has answered {answer}")

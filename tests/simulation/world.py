@@ -97,6 +97,7 @@ class World:
     refused: int = 0  # records, by runtimes before this one
     starts: int = 0
     stale: list[Mount] = field(factory=list)  # processes whose folder another one has taken over
+    mounts: list[Mount] = field(factory=list)  # of processes that have not ended
     taken: int = 0  # how often that was so
     finished: bool = False
     _up: anyio.Event = field(factory=anyio.Event)
@@ -216,9 +217,11 @@ class World:
 
     async def _fail_when_violated(self) -> None:
         assert self.oracle.failed is not None
-        await self.oracle.failed.wait()
-        for mount in [*self.stale, *([self.mount] if self.mount is not None else [])]:
-            mount.die("kill")  # or what is begun would be waited for
+        try:
+            await self.oracle.failed.wait()
+        finally:
+            for mount in self.mounts:
+                mount.die("kill")  # or what is begun would be waited for, whatever ends the seed
         self._raise()
 
     def _raise(self) -> None:
@@ -272,6 +275,7 @@ class World:
             while not self.finished:
                 mount = self.mount = Mount(self.disk, machine, self.virtual.jump, self.clock.set)
                 mount.opened_at = self.virtual.current_time()
+                self.mounts.append(mount)
                 machine.start_soon(self._process, mount)
                 await either(mount.ended, mount.taken)
                 if not mount.ended.is_set():
@@ -309,6 +313,7 @@ class World:
         await mount.close()
         await self.disk.settle(mount)
         mount.ended.set()
+        self.mounts.remove(mount)
 
     def _left(self, mount: Mount) -> None:
         """What this process ran is not there any more; what another one runs is."""
