@@ -45,10 +45,10 @@ from .sqlite_files import (
     UNREADABLE,
     flaws_in,
     lacks_shared_memory,
-    malformed_names_told,
     primary_code,
     private_copy,
     private_copy_path,
+    schema_damage_told,
     schema_of,
     stored_schema,
     uri,
@@ -100,7 +100,7 @@ class SqliteCatalog:
         async with contextlib.AsyncExitStack() as opened:
             try:
                 marked = read_mark(path)  # before the rows: a live owner goes on
-                with malformed_names_told():
+                with schema_damage_told():
                     catalog = await (cls._open_read_only if read_only else cls._open)(path, opened)
                     await catalog._compare(marked)
             except sqlite3.Error as error:

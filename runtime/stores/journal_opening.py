@@ -43,10 +43,10 @@ from .reserve import Reserve
 from .sqlite_files import (
     BUSY_TIMEOUT_S,
     lacks_shared_memory,
-    malformed_names_told,
     primary_code,
     private_copy,
     private_copy_path,
+    schema_damage_told,
     schema_of,
     stored_schema,
     structure_flaws,
@@ -87,7 +87,7 @@ class JournalOpening:
         first = self._epoch is None
         try:
             marked = self._marked() if first else None  # before the rows: a live owner goes on
-            with malformed_names_told():
+            with schema_damage_told():
                 connection = self._connect_read_only() if self.read_only else self._connect()
                 self._connection = connection
                 self._check_format(connection)
@@ -338,7 +338,7 @@ class JournalOpening:
         if connection is not None:
             if not self.read_only:
                 # What is committed is durable in the log already; a checkpoint that fails costs the next open time.
-                with contextlib.suppress(sqlite3.Error), malformed_names_told():
+                with contextlib.suppress(sqlite3.Error), schema_damage_told():
                     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             connection.close()
             if self._reserve is not None and self._owned:

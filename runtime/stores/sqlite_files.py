@@ -35,15 +35,24 @@ def primary_code(error: sqlite3.Error) -> int:
 
 
 @contextmanager
-def malformed_names_told() -> Iterator[None]:
-    """SQLite names what is malformed in a schema. Where damage has made that name no text, the driver raises
-    UnicodeDecodeError; this makes it the DatabaseError that it would be else."""
+def schema_damage_told() -> Iterator[None]:
+    """Around the first statements on a file. Of a damaged schema SQLite mostly says CORRUPT, but ERROR where its format's number
+    is none ("unsupported file format"); and where damage has made a name in it no text, the driver raises
+    UnicodeDecodeError. Here all of that is CORRUPT."""
     try:
         yield
     except UnicodeDecodeError as error:
-        told = sqlite3.DatabaseError(error.object.decode("utf-8", "replace"))
-        told.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-        raise told from error
+        raise _corrupt(error.object.decode("utf-8", "replace")) from error
+    except sqlite3.DatabaseError as error:
+        if primary_code(error) != sqlite3.SQLITE_ERROR:
+            raise
+        raise _corrupt(str(error)) from error
+
+
+def _corrupt(why: str) -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError(why)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
 
 
 def lacks_shared_memory(error: sqlite3.Error) -> bool:

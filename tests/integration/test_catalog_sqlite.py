@@ -187,6 +187,16 @@ async def test_a_schema_whose_names_are_no_text_is_damaged(path: Path) -> None:
             await SqliteCatalog.open(path, read_only=read_only)
 
 
+async def test_a_schema_of_a_format_that_does_not_exist_is_damaged(path: Path) -> None:
+    await filled(path, row("a"))
+    data = bytearray(path.read_bytes())
+    data[47] = 0x40  # https://sqlite.org/fileformat2.html#schema_format_number
+    path.write_bytes(data)
+    for read_only in (False, True):
+        with pytest.raises(Damaged, match="built anew"):
+            await SqliteCatalog.open(path, read_only=read_only)
+
+
 async def test_a_damaged_page_is_damage_when_it_is_read(path: Path, opened: Open) -> None:
     # More than SQLite's cache holds, so that pages are read again.
     await filled(path, *(row(f"s{n}", record=b"x" * 3_000) for n in range(2_000)))

@@ -185,6 +185,16 @@ async def test_a_schema_whose_names_are_no_text_is_damaged(path: Path) -> None:
             await SqliteJournal.open(path, read_only=read_only)
 
 
+async def test_a_schema_of_a_format_that_does_not_exist_is_damaged(path: Path) -> None:
+    await filled(path, [event("a", 1)])
+    data = bytearray(path.read_bytes())
+    data[47] = 0x40  # https://sqlite.org/fileformat2.html#schema_format_number
+    path.write_bytes(data)
+    for read_only in (False, True):
+        with pytest.raises(Damaged, match="move both aside"):
+            await SqliteJournal.open(path, read_only=read_only)
+
+
 async def test_damage_does_not_keep_a_row(path: Path) -> None:
     groups = [[event("a", seq), event("b", seq)] for seq in range(1, 6)]
     await filled(path, *groups)
