@@ -25,7 +25,7 @@ from sojourn.runtime.manifest import decode_manifest, sha256_of
 from sojourn.runtime.segments import decode_segment, parse_name, unpack
 from sojourn.runtime.stores.memory import MemoryMirror
 
-from .rot import RottingObjects
+from .rot import RottingObjects, session_of
 
 if TYPE_CHECKING:
     from .disk import Disk, Mount
@@ -199,7 +199,7 @@ class Oracle:
 
     def belongs_here(self, disk: "Disk", name: str) -> None:
         """An object is to be written with the recent ones."""
-        session_id = name.split("/")[2]
+        session_id = session_of(name)
         archived = self.of(session_id).tier == TIERS[2] and session_id not in disk.journal.heads()
         self.must(not archived, "I11", f"{name} is written, and the session is archived")
 

@@ -71,6 +71,11 @@ def has_ended(oracle: "Oracle", objects: RottingObjects) -> list[str]:
     return [name for name in sorted(objects._objects) if kind_of(name) and not oracle.goes_on(name)]
 
 
+def session_of(name: str) -> str:
+    """Whose object that is; empty for a name that is no session's."""
+    return name.split("/")[2] if name.count("/") > 2 else ""
+
+
 def kind_of(name: str) -> str:
     """Empty for facts, which cost no more than themselves: they are left out, and that is no error for anyone."""
     if name == manifest_name(name.split("/")[2]):

@@ -25,7 +25,7 @@ from sojourn.runtime.stores.memory import MemoryJournal
 from .disk import Mount, phase_of_caller
 from .oracle import objects_of
 from .profile import log_uniform
-from .rot import MENDED_S, RottingObjects, costs_nothing, has_ended, kind_of
+from .rot import MENDED_S, RottingObjects, costs_nothing, has_ended, kind_of, session_of
 
 MOVING = ("archive", "facts", "hand-off", "look")  # those who have a session's objects to themselves
 MOVED_S_MAX = 20.0
@@ -249,7 +249,7 @@ class SimObjects:
     async def _outlasts_its_move(self, name: str) -> None:
         """A read of what is recent may take as long as its archiving: it began where the session was, and ends where nothing
         is. Whoever moves it would wait for itself."""
-        oracle, session_id = self._disk.oracle, name.split("/")[2]
+        oracle, session_id = self._disk.oracle, session_of(name)
         if self._store != "recent" or oracle.of(session_id).tier != TIERS[1]:
             return
         if self._disk.draws("outlasted") and (phase := phase_of_caller()) not in MOVING:

@@ -35,6 +35,9 @@ class Unjudging(Oracle):
     def releases(self, disk: Disk, session_id: str, seq: int) -> None:
         """Nor compared."""
 
+    def belongs_here(self, disk: Disk, name: str) -> None:
+        """Nor looked at."""
+
     def writes(self, name: str) -> None:
         """Nor noted."""
 
