@@ -19,16 +19,22 @@ def main() -> int:
     parser.add_argument("--show", action="store_true", help="print all that happens")
     parser.add_argument("--json", action="store_true", help="print what became of each seed, one a line")
     parser.add_argument("--until-found", action="store_true", help="end with the first that fails")
+    parser.add_argument(
+        "--without-lock",
+        action="store_true",
+        help="processes are overtaken, too, as on a file system without locks: objects are then lost (docs/decisions/0110)",
+    )
     options = parser.parse_args()
     began, cpu_began = time.monotonic(), time.process_time()
     outcomes = []
     for seed in range(options.first, options.first + options.seeds):
-        outcome = run_seed(seed, show=options.show)
+        outcome = run_seed(seed, show=options.show, without_lock=options.without_lock)
         outcomes.append(outcome)
         if options.json:
             print(json.dumps(document(outcome)), flush=True)
         elif outcome.violation is not None:
-            print(f"seed {seed}: {outcome.violation}\n  {replay(seed)}", flush=True)
+            more = " --without-lock" if options.without_lock else ""
+            print(f"seed {seed}: {outcome.violation}\n  {replay(seed)}{more}", flush=True)
         if options.until_found and outcome.violation is not None:
             break
     failed = sum(outcome.violation is not None for outcome in outcomes)

@@ -5,6 +5,7 @@ the moment it comes. `Violation.invariant` is a name of ARCHITECTURE.md's table.
 """
 
 from collections.abc import Iterable, Sequence
+from operator import ge
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -246,8 +247,10 @@ class Oracle:
             return None
         lines = [line for record in records for line in record.payload.splitlines()]
         epochs = [record.epoch for record in records for _ in range(record.count)]
-        happened = (truth.lines[first_seq - 1 : last_seq], truth.epochs[first_seq - 1 : last_seq])
-        return (first_seq, last_seq) if (lines, epochs) == happened else None
+        # What was filled in from the mirror carries the epoch that the mirror stood at, which is not below its own.
+        written = truth.epochs[first_seq - 1 : last_seq]
+        holds = lines == truth.lines[first_seq - 1 : last_seq] and len(epochs) == len(written)
+        return (first_seq, last_seq) if holds and all(map(ge, epochs, written)) else None
 
     def copies_left(self, disk: "Disk", session_ids: Iterable[str]) -> None:
         """Something was let go of: every event must still stand somewhere, where it can be read."""

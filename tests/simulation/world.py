@@ -396,9 +396,9 @@ def _deterministic(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def run_seed(seed: int, *, show: bool = False) -> Outcome:
+def run_seed(seed: int, *, show: bool = False, without_lock: bool = False) -> Outcome:
     """What becomes of a seed; the same at every run."""
-    profile = draw(seed)
+    profile = draw(seed, without_lock=without_lock)
     trace = Trace(show)
     worlds: list[World] = []
     violation: Violation | None = None
