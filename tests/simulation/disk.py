@@ -48,7 +48,7 @@ PHASES = {
 }
 # How much likelier a fault is in phases that are short and rare.
 WEIGHTS = {
-    "seal": 10.0,
+    "seal": 40.0,
     "ask": 3.0,
     "compaction": 2.0,
     "facts": 8.0,
