@@ -36,7 +36,8 @@ log = structlog.get_logger("sojourn.mirror")
 BATCH_SESSIONS_MAX = 256
 BATCH_BYTES_MAX = 512 * 1024
 BATCHES_MAX = 2
-WHOLE_AT_ONCE = 16
+# At 16, 200 sessions under full load took 5.3 s to be level again, at 40 4.0 s, and nobody waited longer for a commit.
+WHOLE_AT_ONCE = 40
 CHORES_AT_ONCE = 16
 CLAIM_EVERY_S = 2.0  # a claim lasts much longer
 LEVEL_EVERY_S = 60.0
