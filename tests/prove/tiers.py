@@ -21,6 +21,7 @@ from sojourn.actors.session.model import CaseOutcome
 from sojourn.actors.session.wire import read_command, read_create
 from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
+from sojourn.runtime.tuning import tune_process
 
 from ..support.s3 import make_bucket, serving, set_credentials
 
@@ -141,6 +142,7 @@ async def _rows(runtime: Runtime) -> dict[str, Any]:
 async def _day(folder: Path, total: int, rng: random.Random) -> dict[str, Any]:
     """Measured at each tenth. Flat is: snapshots hardly grow from the third tenth on, when every case has run, and memory
     hardly from the first tenth on in which the journal is compacted."""
+    tune_process()  # as a server is
     process = psutil.Process()
     settings = Settings(data_dir=folder, snapshot_interval_s=1.0, mirror="none")
     rss: list[int] = []
