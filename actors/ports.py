@@ -122,6 +122,16 @@ class Journal(Protocol):
         """
         ...
 
+    async def read_several(self, after: Mapping[str, int]) -> dict[str, list[Record]]:
+        """What `read` gives of each of these sessions above its seq, as far as it can be read; of one that is not here,
+        nothing. For sessions that were written at the same time it costs as much as reading one of them.
+
+        Raises:
+            StoreUnavailable: as for `append`. Damage does not raise: what does not carry its checksum is left out with all
+                that follows it in its session, and `read` tells of it.
+        """
+        ...
+
     async def marks(self) -> list[Record]:
         """The marks that stand, by session and number. A mark stands from its commit on until another of the same session
         and number takes its place or releases it, whatever becomes of the session's events; one that does not carry its

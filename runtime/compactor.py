@@ -1,8 +1,7 @@
 """Compaction: events leave the bounded journal for segments, oldest rows first, sessions in memory or not."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from itertools import islice
 
 import anyio
 import structlog
@@ -32,7 +31,9 @@ from .verified import put_and_read_back
 log = structlog.get_logger("sojourn.compaction")
 
 AT_ONCE = 8
+# Read, moved and released together.
 SESSIONS_A_RELEASE = 256
+BYTES_A_RELEASE = 16 * 1024 * 1024
 RETRY_S = 1.0
 GRACE_S = 1.0  # after the start: those who ask first are answered first
 INLINE_BYTES_MAX = (
@@ -75,7 +76,13 @@ class Compactor:
         self._freed = anyio.Event()
         # How far each session's segments reach that were verified here; beyond what was released, while it goes on writing.
         self._reach: dict[str, int] = {}
-        self._segments = self._events = self._moved = self._failures = 0
+        self._waiting = 0  # commits that wait for room
+        self._segments = self._events = self._progress = self._failures = 0
+
+    @property
+    def is_waited_for(self) -> bool:
+        """A commit waits for room, and with it the sessions that it is of."""
+        return self._waiting > 0
 
     def notice(self) -> None:
         """Something was committed."""
@@ -90,19 +97,23 @@ class Compactor:
             StorageFull: nothing could be moved for `wait_s`, there is no room on the disk to move it to, or the journal
                 takes no release.
         """
-        while self._journal.size_bytes > self._bytes_max:
-            if not self._journal.oldest(bytes_to_free(self._journal.size_bytes, self._bytes_max)):
-                return  # one commit was larger than the bound: refusing the next would refuse all of them for ever
-            self._pressure.wake()
-            self._hurry.wake()
-            moved, failures = self._moved, self._failures
-            with anyio.move_on_after(wait_s):
-                await self._freed.wait()
-            if self._moved == moved or self._failures != failures:
-                raise StorageFull(
-                    f"the journal holds the {self._bytes_max:,} bytes it may, and its events cannot be moved out of it now; "
-                    "the server's log says why; or raise journal_bytes_max"
-                )
+        self._waiting += 1
+        try:
+            while self._journal.size_bytes > self._bytes_max:
+                if not self._journal.oldest(bytes_to_free(self._journal.size_bytes, self._bytes_max)):
+                    return  # one commit was larger than the bound: refusing the next would refuse all of them for ever
+                self._pressure.wake()
+                self._hurry.wake()
+                progress, failures = self._progress, self._failures
+                with anyio.move_on_after(wait_s):
+                    await self._freed.wait()
+                if self._progress == progress or self._failures != failures:
+                    raise StorageFull(
+                        f"the journal holds the {self._bytes_max:,} bytes it may, and its events cannot be moved out of it now; "
+                        "the server's log says why; or raise journal_bytes_max"
+                    )
+        finally:
+            self._waiting -= 1
 
     async def run(self, started: Callable[[], None]) -> None:
         """A child of a supervisor; runs until cancelled."""
@@ -140,18 +151,22 @@ class Compactor:
         session that goes on writing is released at the second pass, when its newest snapshot has become the older."""
         before, snapshots = self._journal.size_bytes, self._snapshotter.written
         needed = self._journal.oldest(bytes_to_free(before, self._bytes_max))
-        pending = iter(needed.items())  # by row: the first ones are free before the last session is reached
-        while some := list(islice(pending, SESSIONS_A_RELEASE)):
+        for some in self._in_groups(
+            needed
+        ):  # by row: the first ones are free before the last session is reached
             upto: dict[str, int] = {}
+            ahead = await self._read_ahead(some)
             limiter = anyio.CapacityLimiter(AT_ONCE)
             # Until they are released: one that was handed over meanwhile would be in the journal's care again.
             async with AsyncExitStack() as alone:
                 async with anyio.create_task_group() as tasks:
                     for session_id, seq in some:
                         await limiter.acquire_on_behalf_of(session_id)
-                        tasks.start_soon(self._move, session_id, seq, upto, limiter, alone)
+                        records = ahead.pop(session_id, [])
+                        tasks.start_soon(self._move, session_id, seq, records, upto, limiter, alone)
                 if upto:
                     await self._journal.release(upto)
+                    self._progress += 1
                     self._tell_who_waits()
         freed = before - self._journal.size_bytes
         if needed:
@@ -163,10 +178,35 @@ class Compactor:
             )
         return freed > 0 or self._snapshotter.written > snapshots
 
+    def _in_groups(self, needed: dict[str, int]) -> Iterator[list[tuple[str, int]]]:
+        some: list[tuple[str, int]] = []
+        size = 0
+        for session_id, seq in needed.items():
+            pending = self._journal.pending_bytes(session_id, self._moved_upto(session_id))
+            if some and (len(some) == SESSIONS_A_RELEASE or size + pending > BYTES_A_RELEASE):
+                yield some
+                some, size = [], 0
+            some.append((session_id, seq))
+            size += pending
+        if some:
+            yield some
+
+    async def _read_ahead(self, some: list[tuple[str, int]]) -> dict[str, list[Record]]:
+        """What is to be moved of these. One alone is read as it is moved: it may be as large as the journal."""
+        if len(some) == 1:
+            return {}
+        return await self._journal.read_several(
+            {session_id: self._moved_upto(session_id) for session_id, _ in some}
+        )
+
+    def _moved_upto(self, session_id: str) -> int:
+        return max(self._journal.released(session_id), self._reach.get(session_id, 0))
+
     async def _move(
         self,
         session_id: str,
         seq: int,
+        ahead: Sequence[Record],
         upto: dict[str, int],
         limiter: anyio.CapacityLimiter,
         alone: AsyncExitStack,
@@ -174,8 +214,8 @@ class Compactor:
         try:
             await alone.enter_async_context(self._shelves.alone(session_id))
             if session_id in self._journal.heads():
-                upto[session_id] = await self.move(session_id, seq)
-                self._moved += 1
+                upto[session_id] = await self.move(session_id, seq, ahead)
+                self._progress += 1
             else:  # it was handed over meanwhile
                 self.forget(session_id)
         except (Missing, SetAside, SessionQuarantined) as error:
@@ -197,15 +237,18 @@ class Compactor:
         finally:
             limiter.release_on_behalf_of(session_id)
 
-    async def move(self, session_id: str, seq: int) -> int:
+    async def move(self, session_id: str, seq: int, ahead: Sequence[Record] = ()) -> int:
         """Segments and snapshots so that the session can be released up to `seq`, or as near as the rules allow; for those
         who write its objects alone. Returns the seq up to which it can be released.
+
+        Args:
+            ahead: records of it that were read already, in order.
 
         Raises:
             Missing: an event that should move cannot be read.
             StoreError: nothing is released; what was written is found again, or swept.
         """
-        segments_seq = await self.write_segments(session_id)
+        segments_seq = await self.write_segments(session_id, upto=seq, ahead=ahead)
         newest_seq, older_seq = await self._snapshotter.level(session_id, seq)
         kept = Kept(
             segments_seq=segments_seq,
@@ -215,21 +258,35 @@ class Compactor:
         )
         return releasable_seq(kept)
 
-    async def write_segments(self, session_id: str, *, over_holes: bool = False) -> int:
-        """Every durable event stands in a verified segment on return; returns the last one's seq.
+    async def write_segments(
+        self,
+        session_id: str,
+        *,
+        upto: int | None = None,
+        ahead: Sequence[Record] = (),
+        over_holes: bool = False,
+    ) -> int:
+        """Every durable event up to `upto` (None: all) stands in a verified segment on return, and as many more as were read
+        for that; returns the last one's seq.
 
         Args:
+            ahead: see `move`.
             over_holes: leave out what is lost, accepted or not, instead of raising Missing.
         """
-        after = max(self._journal.released(session_id), self._reach.get(session_id, 0))
+        after = self._moved_upto(session_id)
         head = self._journal.heads().get(session_id, 0)
-        if after >= head:
-            return head
+        end = head if upto is None else min(upto, head)
+        if after >= end:
+            return after
         small, records = await self._last_small(session_id, after)
         size_bytes = payload_bytes(records)
-        while after < head:
+        ahead = [record for record in ahead if record.last_seq > after]
+        while after < end:
             try:
-                found = await self._history.read(session_id, after, bytes_max=SEGMENT_BYTES_FULL)
+                if ahead and ahead[0].first_seq <= after + 1:
+                    found, ahead = ahead, []
+                else:
+                    found = await self._history.read(session_id, after, bytes_max=SEGMENT_BYTES_FULL)
             except Missing as missing:
                 if not over_holes:
                     raise

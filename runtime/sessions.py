@@ -383,7 +383,7 @@ class Sessions(ABC):
     async def _copy(self, session_id: str) -> SessionState:
         """For a snapshot. A session that is not in memory is read without bringing it there. One whose commit waits for
         room in the journal cannot answer before compaction has made some: it is read from what is stored."""
-        if session_id in self._kernel.cells:
+        if session_id in self._kernel.cells and not self._compactor.is_waited_for:
             with anyio.move_on_after(COPY_WAIT_S):
                 copy: SessionState = await self._look(session_id, read_copy())
                 return copy

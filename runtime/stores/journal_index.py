@@ -22,11 +22,11 @@ from ...actors.ports import JournalStatistics, RecordKind
 from .frames import CRC_BYTES, Row
 from .journal_rows import JournalRows
 
-_OFFSET_BITS = 24
-_OFFSET_MASK = (1 << _OFFSET_BITS) - 1
-_LENGTH_MASK = (1 << 32) - 1
+OFFSET_BITS = 24
+OFFSET_MASK = (1 << OFFSET_BITS) - 1
+LENGTH_MASK = (1 << 32) - 1
 SEQ_MAX = (1 << 32) - 1
-ROW_MAX = (1 << 64 - _OFFSET_BITS) - 1
+ROW_MAX = (1 << 64 - OFFSET_BITS) - 1
 
 
 @define
@@ -144,7 +144,7 @@ class JournalIndex:
 
     def _add_plainly(self, number: int, row: Row) -> bool:
         """What `_add_singly` does, by columns, at a third of its cost; False where nothing was done."""
-        session_ids, all_words, high = row.session_ids, self._words, number << _OFFSET_BITS
+        session_ids, all_words, high = row.session_ids, self._words, number << OFFSET_BITS
         if not all(map(all_words.__contains__, session_ids)):  # all that came before was released of one
             return False
         last = [first_seq + count - 1 for first_seq, count in zip(row.first_seqs, row.counts, strict=True)]
@@ -157,7 +157,7 @@ class JournalIndex:
 
     def _add_singly(self, number: int, row: Row) -> int:
         """Returns how many of its records need not stand here."""
-        high = number << _OFFSET_BITS
+        high = number << OFFSET_BITS
         events = RecordKind.EVENTS.value
         last_seqs, all_words = self._last_seqs, self._words
         needless = 0
@@ -196,7 +196,7 @@ class JournalIndex:
         if record[0] >> 32 <= before:
             return False
         if first_seq > before + 1:
-            record = ((first_seq - 1) << 32, number << _OFFSET_BITS, *record)
+            record = ((first_seq - 1) << 32, number << OFFSET_BITS, *record)
         words = self._words.get(session_id)
         if words is None:  # where a part of it was released, it is here whole all the same
             self._words[session_id] = array("Q", (min(before, first_seq - 1) << 32, 0, *record))
@@ -279,16 +279,16 @@ class JournalIndex:
         self._forgotten[session_id] = self.row
 
     def _let_go(self, words: "array[int]", start: int, stop: int) -> None:
-        lengths = [word & _LENGTH_MASK for word in words[start:stop:2]]
+        lengths = [word & LENGTH_MASK for word in words[start:stop:2]]
         if all(lengths):
             self._records -= len(lengths)
             self._payload_bytes -= sum(lengths) - CRC_BYTES * len(lengths)
             self._events -= (words[stop - 2] >> 32) - (words[start - 2] >> 32)
         else:
             for at in range(start, stop, 2):
-                self._discount((words[at] >> 32) - (words[at - 2] >> 32), words[at] & _LENGTH_MASK)
+                self._discount((words[at] >> 32) - (words[at - 2] >> 32), words[at] & LENGTH_MASK)
         # Not where nothing stands.
-        self.rows.unpin([word >> _OFFSET_BITS for word in words[start + 1 : stop : 2] if word & _OFFSET_MASK])
+        self.rows.unpin([word >> OFFSET_BITS for word in words[start + 1 : stop : 2] if word & OFFSET_MASK])
 
     def forgotten_before(self, row: int) -> list[str]:
         """The forgotten sessions of which no row from this one on holds anything from before."""
@@ -318,7 +318,7 @@ class JournalIndex:
             seq, last = told.get(session_id, (0, 0))
             # A session that was forgotten is told of no more once its rows have gone. Nothing else takes back a release,
             # or takes a row whose records were not released.
-            newest_row = self._words.get(session_id, _NONE)[-1] >> _OFFSET_BITS
+            newest_row = self._words.get(session_id, _NONE)[-1] >> OFFSET_BITS
             if last > self._forgotten.get(session_id, 0) or (
                 head > seq and (not newest_row or newest_row < oldest_row)
             ):
@@ -342,7 +342,7 @@ class JournalIndex:
         It looks at each session with a record here, and not at the records.
         """
         last_row = self.rows.reach(size_bytes)
-        beyond = (last_row + 1) << _OFFSET_BITS
+        beyond = (last_row + 1) << OFFSET_BITS
         found: dict[str, int] = {}
         for session_id, words in list(self._words.items()) if last_row else ():
             if words[3] >= beyond:
@@ -363,7 +363,7 @@ class JournalIndex:
         """Whether this place, given out before, is one still: the record was not released meanwhile."""
         words = self._words.get(session_id, _NONE)
         at = _first_above(words, max(place.last_seq - 1, self._released.get(session_id, 0)))
-        return at < len(words) and words[at + 1] == place.row << _OFFSET_BITS | place.offset
+        return at < len(words) and words[at + 1] == place.row << OFFSET_BITS | place.offset
 
     def places(self, session_id: str, after_seq: int, records_max: int | None = None) -> list[Place]:
         """Of the records that hold an event above `after_seq`, by seq, holes among them: no gap, no overlap. The first so
@@ -373,18 +373,28 @@ class JournalIndex:
         start = _first_above(words, max(after_seq, self._released.get(session_id, 0)))
         stop = len(words) if records_max is None else min(len(words), start + 2 * records_max)
         for at in range(start, stop, 2):
-            row = words[at + 1] >> _OFFSET_BITS
+            row = words[at + 1] >> OFFSET_BITS
             places.append(
                 Place(
                     row=row,
-                    offset=words[at + 1] & _OFFSET_MASK,
-                    length=words[at] & _LENGTH_MASK,
+                    offset=words[at + 1] & OFFSET_MASK,
+                    length=words[at] & LENGTH_MASK,
                     first_seq=(words[at - 2] >> 32) + 1,
                     last_seq=words[at] >> 32,
-                    epoch=self._epochs[max(bisect_right(self._epoch_rows, row) - 1, 0)],
+                    epoch=self.epoch_of(row),
                 )
             )
         return places
+
+    def epoch_of(self, row: int) -> int:
+        """Of its records."""
+        return self._epochs[max(bisect_right(self._epoch_rows, row) - 1, 0)]
+
+    def stretch(self, session_id: str, after_seq: int) -> tuple["array[int]", int, int]:
+        """The session's words, and between which positions stand the records that hold an event above `after_seq`. What is
+        there now stays there: more is written behind it, or a shorter array takes its place."""
+        words = self._words.get(session_id, _NONE)
+        return words, _first_above(words, max(after_seq, self._released.get(session_id, 0))), len(words)
 
     def pending_bytes(self, session_id: str, after_seq: int) -> int:
         """Payload bytes of the records that hold an event above `after_seq`."""
@@ -392,7 +402,7 @@ class JournalIndex:
             return 0
         words = self._words.get(session_id, _NONE)
         start = _first_above(words, max(after_seq, self._released.get(session_id, 0)))
-        lengths = [word & _LENGTH_MASK for word in words[start::2]]
+        lengths = [word & LENGTH_MASK for word in words[start::2]]
         return sum(lengths) - CRC_BYTES * (len(lengths) - lengths.count(0))
 
     @property

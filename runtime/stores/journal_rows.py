@@ -4,7 +4,7 @@ A row is needed while it holds a record that was not released, and the newest on
 journal again sees that the journal has not lost its end. A row of which nothing can be read is needed by nobody we know;
 it goes once no older row is needed.
 
-A row takes 16 bytes, in three arrays. One thread writes; `reach` and `size_bytes` may be asked by others meanwhile:
+A row takes 16 bytes, in three arrays. One thread writes; `reach`, `size_of` and `size_bytes` may be asked by others meanwhile:
 arrays only grow in place, and are replaced together by shorter ones once most of their rows need nothing any more.
 """
 
@@ -120,6 +120,12 @@ class JournalRows:
     def keep(self) -> None:
         """The first row that `disposable` gave cannot be removed: it stays, and is not named again."""
         self._disposable.popleft()
+
+    def size_of(self, number: int) -> int:
+        """What a row holds; 0 for one that may go, or has gone."""
+        columns = self._columns
+        at = columns.position(number) if columns.sizes else 0
+        return columns.sizes[at] if at < len(columns.sizes) and columns.numbers[at] == number else 0
 
     def reach(self, size_bytes: int) -> int:
         """The last of the oldest needed rows that together hold `size_bytes`, or of all but the newest where they hold

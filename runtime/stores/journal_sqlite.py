@@ -34,6 +34,7 @@ from ..gathering import GatheringThread
 from . import frames
 from .journal_database import JournalDatabase
 from .journal_reader import bytes_of, follows
+from .journal_sweep import Sweep
 from .reserve import Reserve
 
 log = structlog.get_logger("sojourn.journal")
@@ -194,10 +195,7 @@ class SqliteJournal:
             found: list[Record] = []
             at, rest = after_seq, bytes_max
             while True:
-                if self._database.unknown or self._left > self._passed:
-                    left = self._left
-                    await self._owner.run(self._database.settle)
-                    self._passed = left
+                await self._settle()
                 part = await self._reads.run(self._read, session_id, at, rest)
                 if part is None or (found and not follows(part, found)):
                     break  # released since: what there is now begins above, and has no gap
@@ -207,6 +205,20 @@ class SqliteJournal:
                 at = found[-1].last_seq
                 if rest is not None:
                     rest -= bytes_of(part.records)
+
+    async def read_several(self, after: Mapping[str, int]) -> dict[str, list[Record]]:
+        self._check_writable()
+        await self._settle()
+        sweep = await self._reads.run(Sweep, self._database.index, after)
+        while not sweep.is_over:
+            await self._reads.run(self._database.reader.step, sweep)
+        return sweep.found
+
+    async def _settle(self) -> None:
+        if self._database.unknown or self._left > self._passed:
+            left = self._left
+            await self._owner.run(self._database.settle)
+            self._passed = left
 
     async def refresh(self) -> None:
         """Takes in what the writer has committed and released since (read-only journals)."""

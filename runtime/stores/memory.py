@@ -120,6 +120,10 @@ class MemoryJournal:
         enough = (count for count, size in enumerate(sizes, 1) if bytes_max is not None and size >= bytes_max)
         return records[: next(enough, len(records))]
 
+    async def read_several(self, after: Mapping[str, int]) -> dict[str, list[Record]]:
+        await self._begin()
+        return {session_id: self._above(session_id, seq) for session_id, seq in after.items()}
+
     async def marks(self) -> list[Record]:
         await self._begin()
         return [self._marks[key] for key in sorted(self._marks)]

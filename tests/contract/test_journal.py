@@ -388,6 +388,19 @@ class JournalContract:
         with pytest.raises(NotOpen):
             await journal.forget(["a"])
 
+    async def test_several_sessions_are_read_at_once_as_each_is_by_itself(self, journal: Journal) -> None:
+        for n in range(1, 41):
+            epoch = n // 10
+            more = [events("c", 1, 3, epoch=epoch)] if n == 20 else []
+            await journal.append([events("b", n, epoch=epoch), *more, events("a", 2 * n - 1, 2, epoch=epoch)])
+        await journal.release({"b": 10})
+        asked = {"a": 7, "b": 3, "c": 1, "nobody": 0}
+        found = await journal.read_several(asked)
+        assert found == {session_id: await journal.read(session_id, seq) for session_id, seq in asked.items()}
+        assert [len(records) for records in found.values()] == [37, 30, 1, 0]
+        assert await journal.read_several({"a": 80, "c": 3}) == {"a": [], "c": []}
+        assert await journal.read_several({}) == {}
+
     async def test_closing_again_does_nothing(self, journal: Journal) -> None:
         await journal.close()
         await journal.close()

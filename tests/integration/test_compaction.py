@@ -298,6 +298,21 @@ async def test_a_session_is_not_handed_over_between_its_compaction_and_its_relea
         assert await seqs(runtime, ended) == [1, 2, 3, 4]
 
 
+async def test_a_commit_that_waits_for_room_while_a_release_is_under_way_is_not_refused(
+    settings: Settings,
+) -> None:
+    """Whether or not a session was moved meanwhile: what is released makes room, too."""
+    journal = UnreleasingJournal(release_hold=anyio.Event())
+    async with Runtime.over(settings, stores_over(journal), SystemClock()) as runtime:
+        session_id = await new_session(runtime)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fill, runtime, session_id, 1, 400)
+            await await_until(lambda: journal.releases and runtime._compactor.is_waited_for)
+            journal.release_hold.set()  # type: ignore[union-attr]
+        assert await seqs(runtime, session_id) == list(range(1, 403))
+        assert not runtime._compactor.is_waited_for
+
+
 async def test_a_release_that_the_journal_refuses_is_no_crash_and_is_tried_again(settings: Settings) -> None:
     journal = UnreleasingJournal(release_fault=StorageFull())
     async with Runtime.over(settings, stores_over(journal), SystemClock()) as runtime:

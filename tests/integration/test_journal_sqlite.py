@@ -4,7 +4,7 @@ import resource
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import anyio
@@ -268,6 +268,41 @@ async def test_sessions_that_wait_to_be_read_are_read_together_and_each_is_told_
     await journal.close()
     assert str(found.pop("b")).startswith("session b: events 1 to 1")
     assert found == {"a": small[:1], "c": small[2:3], "d": small[3:], "long": long, "nobody": []}
+
+
+async def test_of_several_sessions_that_are_read_at_once_a_damaged_one_ends_before_its_damage(
+    path: Path,
+) -> None:
+    journal = await SqliteJournal.open(path)
+    for seq in range(1, 9):  # of half a MiB each: some are read, then some more
+        await journal.append([event(name, seq, bytes(160_000)) for name in ("a", "b", "c")])
+    flip_payload(path, 5, 1)  # of b
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("DELETE FROM journal WHERE row = 7")
+        other.commit()
+    found = await journal.read_several({"a": 1, "b": 0, "c": 6})
+    assert {name: [record.first_seq for record in records] for name, records in found.items()} == {
+        "a": [2, 3, 4, 5, 6],
+        "b": [1, 2, 3, 4],
+        "c": [],
+    }
+    with pytest.raises(Damaged, match="session b: events 5 to 5"):
+        await journal.read("b", 4)
+    await journal.close()
+
+
+async def test_what_a_disk_that_does_not_answer_would_give_of_several_sessions_is_left_out(
+    path: Path,
+) -> None:
+    journal = await SqliteJournal.open(path)
+    await journal.append([event("a", 1), event("b", 1)])
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("ALTER TABLE journal RENAME TO elsewhere")
+    assert await journal.read_several({"a": 0, "b": 0}) == {"a": [], "b": []}
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("ALTER TABLE elsewhere RENAME TO journal")
+    assert len(await journal.read("a")) == 1
+    await journal.close()
 
 
 async def test_reads_that_never_pause_do_not_keep_the_log_from_beginning_anew(path: Path) -> None:

@@ -95,6 +95,10 @@ class SimJournal:
                 "journal", "read", lambda: self._inner.read(session_id, after_seq, bytes_max=bytes_max)
             )
 
+    async def read_several(self, after: Mapping[str, int]) -> dict[str, list[Record]]:
+        async with self._lane:
+            return await self._mount.read("journal", "read several", lambda: self._inner.read_several(after))
+
     async def marks(self) -> list[Record]:
         async with self._lane:
             return await self._mount.read("journal", "marks", self._inner.marks)
