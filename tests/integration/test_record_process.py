@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import psutil
 
 from sojourn.record.output import OutputFollower
@@ -24,9 +25,11 @@ PYTHON = sys.executable
 
 
 class Run:
-    """A command whose stdout is followed, passed through into a file, and logged."""
+    """A command whose stdout is followed, passed through into a file (or `passed_fd`), and logged."""
 
-    def __init__(self, folder: Path, *command: str, terminal_fd: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, *command: str, terminal_fd: int | None = None, passed_fd: int | None = None
+    ) -> None:
         self.logged: list[dict[str, Any]] = []
         self.passed = folder / "passed"
         self.source, writing = (
@@ -34,7 +37,7 @@ class Run:
             if terminal_fd is not None
             else OutputSource.memory("stdout")
         )
-        self._passed_fd = os.open(self.passed, os.O_WRONLY | os.O_CREAT)
+        self._passed_fd = os.open(self.passed, os.O_WRONLY | os.O_CREAT) if passed_fd is None else passed_fd
         self.follower = OutputFollower(
             self.source,
             "stdout",
@@ -74,6 +77,32 @@ async def test_a_large_output_comes_through_whole_and_in_order(tmp_path: Path) -
     await run.to_its_end()
     assert run.texts == [str(n) for n in range(100_000)]
     assert run.passed.read_text().split() == run.texts
+
+
+def read(fd: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += os.read(fd, size - len(data))
+    return data
+
+
+async def test_a_pipe_that_nobody_reads_holds_up_its_own_output_alone_and_loses_none_of_it(
+    tmp_path: Path,
+) -> None:
+    """A pipe holds 64 KiB: the rest waits for the reader, and meanwhile this loop, which the recording runs in, goes on."""
+    near, far = os.pipe()
+    run = Run(tmp_path, PYTHON, "-c", "for n in range(100_000): print(n)", passed_fd=far)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run.follower.run)
+        await run.command.wait()
+        run.follower.end()
+        await await_until(lambda: run.logged)
+        passed = await anyio.to_thread.run_sync(read, near, 588_890)
+    os.close(near)
+    run.source.close()
+    os.close(far)
+    assert run.texts == [str(n) for n in range(100_000)]
+    assert passed.decode().split() == run.texts
 
 
 async def test_a_command_may_empty_its_own_output_and_go_on(tmp_path: Path) -> None:

@@ -238,6 +238,9 @@ class Naming:
 
     def __init__(self, recorded: list[str]) -> None:
         self._recorded = frozenset(recorded)
+        # Of the item that runs: each of its three phases makes a report.
+        self._item: pytest.Item | None = None
+        self._item_id = ""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -266,7 +269,13 @@ class Naming:
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, None]:
         outcome = yield
         if outcome.excinfo is None:
-            _attach(outcome.get_result(), item)
+            self._name(outcome.get_result(), item)
+
+    def _name(self, report: Any, item: pytest.Item) -> None:
+        if item is self._item:
+            report.sojourn_case = self._item_id
+        elif (name := _attach(report, item)) is not None:
+            self._item, self._item_id = item, name
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_make_collect_report(self, collector: pytest.Collector) -> Generator[None, Any, None]:
@@ -455,12 +464,14 @@ def _case_id(report: Any) -> str:
     return getattr(report, "sojourn_case", None) or _id_of_nodeid(report.nodeid)
 
 
-def _attach(report: Any, node: Any) -> None:
+def _attach(report: Any, node: Any) -> str | None:
+    """Write the case's id into the report, and return it."""
     try:
         # A plain attribute travels from an xdist worker to its controller with the report.
-        report.sojourn_case = _id_of_node(node)
+        report.sojourn_case = name = _id_of_node(node)
     except Exception:
-        return  # the node id names it then
+        return None  # the node id names it then
+    return name
 
 
 def _id_of_node(node: Any) -> str:
