@@ -122,7 +122,7 @@ class Journal(Protocol):
         """
         ...
 
-    async def read_several(self, after: Mapping[str, int]) -> dict[str, list[Record]]:
+    async def read_several(self, after: Mapping[str, int]) -> Mapping[str, Sequence[Record]]:
         """What `read` gives of each of these sessions above its seq, as far as it can be read; of one that is not here,
         nothing. For sessions that were written at the same time it costs as much as reading one of them.
 

@@ -1,6 +1,6 @@
 """Compaction: events leave the bounded journal for segments, oldest rows first, sessions in memory or not."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 
 import anyio
@@ -162,7 +162,7 @@ class Compactor:
                 async with anyio.create_task_group() as tasks:
                     for session_id, seq in some:
                         await limiter.acquire_on_behalf_of(session_id)
-                        records = ahead.pop(session_id, [])
+                        records = ahead.get(session_id, ())
                         tasks.start_soon(self._move, session_id, seq, records, upto, limiter, alone)
                 if upto:
                     await self._journal.release(upto)
@@ -191,7 +191,7 @@ class Compactor:
         if some:
             yield some
 
-    async def _read_ahead(self, some: list[tuple[str, int]]) -> dict[str, list[Record]]:
+    async def _read_ahead(self, some: list[tuple[str, int]]) -> Mapping[str, Sequence[Record]]:
         """What is to be moved of these. One alone is read as it is moved: it may be as large as the journal."""
         if len(some) == 1:
             return {}

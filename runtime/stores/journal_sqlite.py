@@ -206,7 +206,7 @@ class SqliteJournal:
                 if rest is not None:
                     rest -= bytes_of(part.records)
 
-    async def read_several(self, after: Mapping[str, int]) -> dict[str, list[Record]]:
+    async def read_several(self, after: Mapping[str, int]) -> Mapping[str, Sequence[Record]]:
         self._check_writable()
         await self._settle()
         sweep = await self._reads.run(Sweep, self._database.index, after)

@@ -7,9 +7,10 @@ than it was emptied.
 
 from array import array
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import overload
 
-from attrs import define
+from attrs import define, field
 
 from ...actors.ports import Record
 from . import frames
@@ -19,14 +20,47 @@ STEP_BYTES_MAX = 1024 * 1024  # of rows: some 3 ms, in which nobody else reads
 
 
 @define(eq=False)
+class Run(Sequence[Record]):
+    """Records of one session that follow each other. Each is made when it is asked for: 100,000 that wait in memory had the
+    garbage collector look at them for 30 ms at a time, while everybody waited."""
+
+    session_id: str
+    first_seqs: "array[int]" = field(factory=lambda: array("Q"))
+    counts: "array[int]" = field(factory=lambda: array("Q"))
+    epochs: "array[int]" = field(factory=lambda: array("Q"))
+    payloads: list[bytes] = field(factory=list)
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+    @overload
+    def __getitem__(self, at: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Record]: ...
+
+    def __getitem__(self, at: int | slice) -> Record | list[Record]:
+        if isinstance(at, slice):
+            return [self[one] for one in range(*at.indices(len(self)))]
+        return Record(
+            self.session_id, self.first_seqs[at], self.counts[at], self.epochs[at], self.payloads[at]
+        )
+
+    def add(self, first_seq: int, count: int, epoch: int, payload: bytes) -> None:
+        self.first_seqs.append(first_seq)
+        self.counts.append(count)
+        self.epochs.append(epoch)
+        self.payloads.append(payload)
+
+
+@define(eq=False)
 class _Cursor:
     """Where one session's next record is, of those that are read."""
 
-    session_id: str
     words: "array[int]"
     at: int
     stop: int
-    found: list[Record]
+    found: Run
 
     def take(self, upto_row: int, rows: dict[int, tuple[bytes, int]], index: JournalIndex) -> None:
         """The records in these rows. With one that is not there, or does not carry its checksum, it ends."""
@@ -41,8 +75,7 @@ class _Cursor:
             if payload is None:
                 self.stop = self.at
                 return
-            count = (word >> 32) + 1 - first_seq
-            self.found.append(Record(self.session_id, first_seq, count, index.epoch_of(row), payload))
+            self.found.add(first_seq, (word >> 32) + 1 - first_seq, index.epoch_of(row), payload)
             self.at += 2
 
 
@@ -55,9 +88,9 @@ class Sweep:
 
     def __init__(self, index: JournalIndex, after: Mapping[str, int]) -> None:
         self._index = index
-        self.found: dict[str, list[Record]] = {session_id: [] for session_id in after}
+        self.found = {session_id: Run(session_id) for session_id in after}
         self._cursors = [
-            _Cursor(session_id, *index.stretch(session_id, after[session_id]), found)
+            _Cursor(*index.stretch(session_id, after[session_id]), found)
             for session_id, found in self.found.items()
         ]
         rows: set[int] = set()

@@ -120,7 +120,7 @@ class MemoryJournal:
         enough = (count for count, size in enumerate(sizes, 1) if bytes_max is not None and size >= bytes_max)
         return records[: next(enough, len(records))]
 
-    async def read_several(self, after: Mapping[str, int]) -> dict[str, list[Record]]:
+    async def read_several(self, after: Mapping[str, int]) -> Mapping[str, Sequence[Record]]:
         await self._begin()
         return {session_id: self._above(session_id, seq) for session_id, seq in after.items()}
 

@@ -395,11 +395,14 @@ class JournalContract:
             await journal.append([events("b", n, epoch=epoch), *more, events("a", 2 * n - 1, 2, epoch=epoch)])
         await journal.release({"b": 10})
         asked = {"a": 7, "b": 3, "c": 1, "nobody": 0}
-        found = await journal.read_several(asked)
+        found = {session_id: list(run) for session_id, run in (await journal.read_several(asked)).items()}
         assert found == {session_id: await journal.read(session_id, seq) for session_id, seq in asked.items()}
         assert [len(records) for records in found.values()] == [37, 30, 1, 0]
-        assert await journal.read_several({"a": 80, "c": 3}) == {"a": [], "c": []}
-        assert await journal.read_several({}) == {}
+        none = await journal.read_several({"a": 80, "c": 3})
+        assert [(session_id, len(run)) for session_id, run in none.items()] == [("a", 0), ("c", 0)]
+        assert not await journal.read_several({})
+        tail = (await journal.read_several({"a": 0}))["a"][-2:]
+        assert list(tail) == await journal.read("a", 76)
 
     async def test_closing_again_does_nothing(self, journal: Journal) -> None:
         await journal.close()

@@ -298,7 +298,8 @@ async def test_what_a_disk_that_does_not_answer_would_give_of_several_sessions_i
     await journal.append([event("a", 1), event("b", 1)])
     with closing(sqlite3.connect(path)) as other:
         other.execute("ALTER TABLE journal RENAME TO elsewhere")
-    assert await journal.read_several({"a": 0, "b": 0}) == {"a": [], "b": []}
+    found = await journal.read_several({"a": 0, "b": 0})
+    assert [len(run) for run in found.values()] == [0, 0]
     with closing(sqlite3.connect(path)) as other:
         other.execute("ALTER TABLE elsewhere RENAME TO journal")
     assert len(await journal.read("a")) == 1

@@ -95,7 +95,7 @@ class SimJournal:
                 "journal", "read", lambda: self._inner.read(session_id, after_seq, bytes_max=bytes_max)
             )
 
-    async def read_several(self, after: Mapping[str, int]) -> dict[str, list[Record]]:
+    async def read_several(self, after: Mapping[str, int]) -> Mapping[str, Sequence[Record]]:
         async with self._lane:
             return await self._mount.read("journal", "read several", lambda: self._inner.read_several(after))
 

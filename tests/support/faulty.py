@@ -83,7 +83,7 @@ class FaultyJournal:
             raise StoreUnavailable("the disk does not answer")
         return await self.inner.read(session_id, after_seq, bytes_max=bytes_max)
 
-    async def read_several(self, after: Mapping[str, int]) -> dict[str, list[Record]]:
+    async def read_several(self, after: Mapping[str, int]) -> Mapping[str, Sequence[Record]]:
         if self.unreadable:
             raise StoreUnavailable("the disk does not answer")
         return await self.inner.read_several(after)
