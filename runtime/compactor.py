@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 import anyio
 import structlog
 from anyio import to_thread
+from anyio.lowlevel import checkpoint
 from attrs import evolve, frozen
 
 from ..actors.compaction import Kept, bytes_to_free, releasable_seq
@@ -34,6 +35,7 @@ AT_ONCE = 8
 # Read, moved and released together.
 SESSIONS_A_RELEASE = 256
 BYTES_A_RELEASE = 16 * 1024 * 1024
+RECORDS_A_SLICE = 250  # a millisecond; eight sessions are at it in turn
 RETRY_S = 1.0
 GRACE_S = 1.0  # after the start: those who ask first are answered first
 INLINE_BYTES_MAX = (
@@ -280,11 +282,10 @@ class Compactor:
             return after
         small, records = await self._last_small(session_id, after)
         size_bytes = payload_bytes(records)
-        ahead = [record for record in ahead if record.last_seq > after]
         while after < end:
             try:
-                if ahead and ahead[0].first_seq <= after + 1:
-                    found, ahead = ahead, []
+                if ahead and ahead[0].first_seq <= after + 1 and ahead[-1].last_seq > after:
+                    found = ahead
                 else:
                     found = await self._history.read(session_id, after, bytes_max=SEGMENT_BYTES_FULL)
             except Missing as missing:
@@ -295,7 +296,12 @@ class Compactor:
                     records, size_bytes = [], 0
                 after = missing.last_seq
                 continue
-            for record in found:
+            ahead = ()
+            for number, record in enumerate(found, 1):
+                if not number % RECORDS_A_SLICE:
+                    await checkpoint()
+                if record.last_seq <= after:
+                    continue
                 behind_a_loss = record.first_seq > after + 1
                 if records and (behind_a_loss or size_bytes >= SEGMENT_BYTES_FULL):
                     await self._put(session_id, records)

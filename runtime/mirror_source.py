@@ -1,12 +1,13 @@
 """What the mirror writer asks of a runtime: a session whole, and what to do with what stands in the mirror and not here."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+import anyio
 import structlog
 from anyio.lowlevel import checkpoint
 
 from ..actors.errors import SetAside
-from ..actors.ports import Catalog, Journal, Mirror, MirrorHead, MirrorUpdate
+from ..actors.ports import Catalog, Journal, Mirror, MirrorHead, MirrorUpdate, Record
 from ..actors.session.documents import all_documents
 from ..actors.session.model import SessionState
 from .event_log import EventLog
@@ -21,6 +22,7 @@ EVENTS_BYTES_MAX = (
     4 * 1024 * 1024
 )  # more than a session has since its snapshot, while snapshots can be written
 READ_BYTES = 256 * 1024
+RECORDS_A_SLICE = 500  # as above
 
 
 class MirroredSessions:
@@ -55,6 +57,9 @@ class MirroredSessions:
         self._in_memory = in_memory
         self._import = import_
         self._strays = strays
+        self._reading = anyio.Lock()
+        self._wanted: dict[str, int] = {}
+        self._found: dict[str, Sequence[Record]] = {}
 
     def heads(self) -> Mapping[str, int]:
         return self._journal.heads()
@@ -92,8 +97,11 @@ class MirroredSessions:
         after = self._snapshotter.seq(session_id)
         events: list[bytes] = []
         size = 0
+        records = await self._read_with_others(session_id, after)
         while after < upto:
-            for record in await self._event_log.read(session_id, after, bytes_max=READ_BYTES):
+            if not records or records[0].first_seq > after + 1:
+                records = await self._event_log.read(session_id, after, bytes_max=READ_BYTES)
+            for number, record in enumerate(records, 1):
                 lines = record.payload.splitlines()[max(0, after + 1 - record.first_seq) :]
                 if record.last_seq > upto:
                     lines = lines[: upto - after]
@@ -102,9 +110,31 @@ class MirroredSessions:
                 after += len(lines)
                 if after >= upto:
                     break
+                if not number % RECORDS_A_SLICE:
+                    await checkpoint()
+            records = ()
             if size > EVENTS_BYTES_MAX:
                 events, size = [], 0
         return tuple(events)
+
+    async def _read_with_others(self, session_id: str, after: int) -> Sequence[Record]:
+        """What the journal has above `after`, read for all who wait meanwhile: they have it in the same rows. Nothing where it
+        is more than is sent."""
+        if self._journal.pending_bytes(session_id, after) > EVENTS_BYTES_MAX:
+            return ()
+        self._wanted[session_id] = after
+        try:
+            async with self._reading:
+                if session_id in self._wanted:
+                    # Where this fails, the next one reads for those who still wait.
+                    found = await self._journal.read_several(dict(self._wanted))
+                    self._found.update({one: found[one] for one in found if one in self._wanted})
+                    for one in found:
+                        self._wanted.pop(one, None)
+            return self._found.get(session_id, ())
+        finally:
+            self._wanted.pop(session_id, None)
+            self._found.pop(session_id, None)
 
     async def found(self, mirror: Mirror, session_id: str, head: MirrorHead) -> None:
         if session_id not in self._journal.heads():

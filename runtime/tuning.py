@@ -27,6 +27,6 @@ def tune_process() -> None:
     gc.freeze()
     with contextlib.suppress(AttributeError):  # a C library that has no such setting
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(20_000, 50, 20)
     gc.enable()
     sys.setswitchinterval(SWITCH_INTERVAL_S)

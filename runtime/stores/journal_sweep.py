@@ -16,7 +16,7 @@ from ...actors.ports import Record
 from . import frames
 from .journal_index import LENGTH_MASK, OFFSET_BITS, OFFSET_MASK, JournalIndex
 
-STEP_BYTES_MAX = 1024 * 1024  # of rows: some 3 ms, in which nobody else reads
+STEP_BYTES_MAX = 512 * 1024  # of rows: some 4 ms, in which nobody else reads
 
 
 @define(eq=False)
