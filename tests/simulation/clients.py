@@ -329,9 +329,10 @@ class Client:
         if sent.told == UNKNOWN:
             sent.doubtful = True
         answers = sent.told if isinstance(sent.told, list) else [sent.told]
-        if any(isinstance(answer, Done) and not answer.duplicate for answer in answers):
+        seqs = [answer.seq for answer in answers if isinstance(answer, Done) and not answer.duplicate]
+        if seqs:
             # What makes no event may come between a look at who is silent and the end that follows from it.
-            self.world.oracle.of(sent.session_id).alive_at = sent_at
+            self.world.oracle.alive(sent.session_id, sent_at, max(seqs))
         if isinstance(sent.told, Done):
             if early:
                 sent.early = undone

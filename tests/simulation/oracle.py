@@ -58,6 +58,9 @@ class Truth:
     tier: str = TIERS[0]
     mirrored_seq: int = 0
     alive_at: float = 0.0  # when the last command was sent that made an event, on the virtual clock
+    # The same of commands that were answered before their commit, by the seq of their event: one that was queued behind
+    # the end of a silent session comes after it.
+    early: dict[int, float] = field(factory=dict)
     rested: set[int] = field(
         factory=set
     )  # seqs of snapshots that were its last event's when they were written
@@ -124,6 +127,14 @@ class Oracle:
             if record.kind is RecordKind.EVENTS:
                 self._appended(record, mount)
 
+    def alive(self, session_id: str, sent_at: float, seq: int) -> None:
+        """A command of this time made the event `seq`, which may not have been appended yet."""
+        truth = self.of(session_id)
+        if seq > truth.head:
+            truth.early[seq] = sent_at
+        else:
+            truth.alive_at = max(truth.alive_at, sent_at)
+
     def _appended(self, record: Record, mount: "Mount") -> None:
         truth = self.of(record.session_id)
         lines = record.payload.splitlines()
@@ -146,6 +157,7 @@ class Oracle:
             truth.lines.append(line)
             truth.epochs.append(record.epoch)
             truth.events.append(event)
+            truth.alive_at = max(truth.alive_at, truth.early.pop(event.seq, 0.0))
             cause = cause_of(event)
             if cause is not None:
                 self.must(
