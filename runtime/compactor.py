@@ -280,7 +280,7 @@ class Compactor:
         end = head if upto is None else min(upto, head)
         if after >= end:
             return after
-        small, records = await self._last_small(session_id, after)
+        small, records = await self._small_tail(session_id, after, end - after)
         size_bytes = payload_bytes(records)
         while after < end:
             try:
@@ -311,8 +311,8 @@ class Compactor:
                 size_bytes += len(record.payload)
         if records:
             await self._put(session_id, records)
-        if small is not None:
-            await self._shelves.recent.delete(small.name)
+        for segment in small:
+            await self._shelves.recent.delete(segment.name)
             self._event_log.forget(session_id)
         self._reach[session_id] = after
         return after
@@ -321,19 +321,36 @@ class Compactor:
         """The session's segments are no longer written here."""
         self._reach.pop(session_id, None)
 
-    async def _last_small(self, session_id: str, released: int) -> tuple[SegmentName | None, list[Record]]:
-        """The last segment, where it is at most half full, and what it holds: it is taken into the next one, or small
-        ones would pile up."""
-        if released:
-            for segment in await self._event_log.segments(session_id):
-                if segment.last_seq == released:
-                    try:
-                        records = await self._event_log.unfold(session_id, segment)
-                    except Damaged:
-                        continue  # left by a write that was not what it should be; another one was taken in its place
-                    if payload_bytes(records) <= SEGMENT_BYTES_FULL // 2:
-                        return segment, list(records)
-        return None, []
+    async def _small_tail(
+        self, session_id: str, released: int, count: int
+    ) -> tuple[list[SegmentName], list[Record]]:
+        """The last segments that are taken into the next one, of which `count` new events are known, and what they hold.
+
+        Each is at most twice as long as what comes behind it, and together they are at most half a segment: small ones do
+        not pile up, and an event is written anew as often as its session doubles, not at each compaction (O'Neil et al.,
+        The Log-Structured Merge-Tree, 1996).
+        """
+        small: list[SegmentName] = []
+        held: list[Record] = []
+        standing = await self._event_log.segments(session_id) if released else []
+        size_bytes = 0
+        for segment in sorted(standing, key=lambda segment: (-segment.last_seq, segment.first_seq)):
+            if segment.last_seq != released:
+                continue
+            length = segment.last_seq + 1 - segment.first_seq
+            if length > 2 * count:
+                break
+            try:
+                records = await self._event_log.unfold(session_id, segment)
+            except Damaged:
+                continue  # left by a write that was not what it should be; another one was taken in its place
+            size_bytes += payload_bytes(records)
+            if size_bytes > SEGMENT_BYTES_FULL // 2:
+                break
+            small.append(segment)
+            held[:0] = records
+            released, count = segment.first_seq - 1, count + length
+        return small, held
 
     async def _put(self, session_id: str, records: Sequence[Record]) -> None:
         first_seq, last_seq = records[0].first_seq, records[-1].last_seq

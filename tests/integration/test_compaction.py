@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
+from math import log2
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +109,20 @@ async def test_an_idle_session_gives_its_rows_up_without_coming_back_to_memory(s
         assert await runtime.ask(idle, log_line(1)) == Done(3)
 
 
-async def test_small_segments_are_taken_into_the_next_one(settings: Settings) -> None:
+async def test_small_segments_are_taken_into_the_next_one_and_seldom_written_anew(settings: Settings) -> None:
+    moves = 200
     async with Runtime.open(settings) as runtime:
         session_id = await new_session(runtime)
-        for n in range(1, 30):
+        for n in range(1, moves + 1):
             await runtime.ask(session_id, log_line(n, 10))
             async with runtime._shelves.alone(session_id):
                 upto = await runtime._compactor.move(session_id, n + 2)
             await runtime._journal.release({session_id: upto})
-        assert segments_of(settings, session_id) == [(1, 31)]
-        assert await seqs(runtime, session_id) == list(range(1, 32))
+            lengths = [last - first + 1 for first, last in segments_of(settings, session_id)]
+            assert sum(lengths) == n + 2
+            assert all(length > 2 * following for length, following in pairwise(lengths))
+        assert runtime.statistics().compaction.events_moved <= (moves + 2) * log2(moves + 2)
+        assert await seqs(runtime, session_id) == list(range(1, moves + 3))
 
 
 async def test_a_segment_that_was_written_wrong_once_does_not_stop_compaction(settings: Settings) -> None:
