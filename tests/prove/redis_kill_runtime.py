@@ -159,14 +159,17 @@ async def _equal(data: Path, mirror: RedisMirror, shadows: dict[str, Shadow]) ->
 
 
 async def _taken_over(mirror: RedisMirror, old: dict[str, MirrorHead]) -> None:
-    """The next process has written every session that stood there, and as far at least."""
-    for session_id, was in old.items():
+    """The next process has written every session that stood there, and as far at least. All are asked about at once: the
+    reporters sync their logs on this loop, and between two questions all of them may."""
 
-        async def written(session_id: str = session_id, was: MirrorHead = was) -> bool:
-            head = await mirror.head(session_id)
-            return head is not None and head.epoch > was.epoch and head.seq >= was.seq
+    async def written() -> bool:
+        heads = await mirror.heads()
+        return all(
+            session_id in heads and heads[session_id].epoch > was.epoch and heads[session_id].seq >= was.seq
+            for session_id, was in old.items()
+        )
 
-        await await_until(written, DEADLINE_S)
+    await await_until(written, DEADLINE_S)
 
 
 async def _late(mirror: RedisMirror, old: dict[str, MirrorHead], rng: random.Random) -> list[MirrorAnswer]:
