@@ -28,6 +28,7 @@ from sojourn.runtime.tuning import tune_process
 
 from ..support import redis_faults as faults
 from ..support.fleet import MIB, Fleet, fleet_of
+from ..support.processor import lost_s
 from ..support.proxy import proxied
 from ..support.redis import Server, serving
 from ..support.redis_faults import for_s
@@ -44,8 +45,8 @@ class Suffered:
     `reached_s` is from the server's return until the mirror had everything acknowledged by then, while more came, and
     `equal_s` from the moment when all sessions rested until it said in every byte what the history says. `gap_ms` is the longest
     time without a durable acknowledgement, from the fault's begin until the mirror had caught up. Those called `own` are the
-    same without the time in which this thread was ready and got no processor, which on a busy machine is most of it;
-    `reached_cpu_s` is what this process, the load included, computed meanwhile.
+    same without the time in which this thread was ready and got no processor, or the host of the virtual machine took one
+    away; `reached_cpu_s` is what this process, the load included, computed meanwhile.
     """
 
     name: str
@@ -176,11 +177,11 @@ async def _suffer(fleet: Fleet, fault: faults.Fault, load_s: float) -> Suffered:
     await fleet.stir()
     await asyncio.sleep(load_s)
     await fault.strike(fleet)
-    returned_s, waited_s = time.monotonic(), fleet.waiting.so_far_s()
+    returned_s, returned = time.monotonic(), fleet.processor.mark()
     cpu_s = time.process_time()
     await fleet.reached()
     reached_s, reached_cpu_s = time.monotonic() - returned_s, time.process_time() - cpu_s
-    reached_own_s = reached_s - fleet.waiting.so_far_s() + waited_s
+    reached_own_s = reached_s - lost_s(returned, fleet.processor.mark())
     gap_s, own_gap_s = fleet.longest_gap_s, fleet.longest_own_gap_s
     growth = fleet.rss_most - fleet.rss_at_first
     counts, refusal_s = dict(fleet.counts), fleet.slowest_refusal_s

@@ -6,10 +6,8 @@ What a session must be is folded from its events here, apart from the runtime: n
 
 import asyncio
 import hashlib
-import os
 import random
 import re
-import threading
 import time
 from array import array
 from collections import Counter
@@ -18,7 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import psutil
-from attrs import define, field
+from attrs import Factory, define, field
 
 from sojourn.actors.errors import DeadlineExceeded, DurabilityUnavailable, StoreError
 from sojourn.actors.ports import Mirror
@@ -33,12 +31,15 @@ from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.stores.mirror_keys import NAMESPACE, SEQ, session_key
 from sojourn.runtime.stores.mirror_redis import RedisMirror
 
+from .processor import Mark, Processor, lost_s
 from .redis import Server
 from .wait import await_until
 
 SOURCE = "fleet"
 CASES = 50
 CONFIRM_S = 0.5
+GAP_S_MIN = 0.02  # one shorter is not looked into
+MARK_EVERY_S = 0.005
 LOOK_EVERY_S = 0.05  # a look at 200 sessions costs the process a millisecond or two
 PATIENCE_S = 60.0
 MIB = 1024 * 1024
@@ -117,19 +118,6 @@ def a_command(rng: random.Random, n: int) -> Command:
     return Command(name, body, None, "", SOURCE, n)
 
 
-class Waiting:
-    """How long the thread that made this was ready to run and got no processor. Others may use the machine, too."""
-
-    def __init__(self) -> None:
-        self._file = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY)
-
-    def so_far_s(self) -> float:
-        return int(os.pread(self._file, 64, 0).split()[1]) / 1e9
-
-    def close(self) -> None:
-        os.close(self._file)
-
-
 @define(eq=False)
 class Fleet:
     """All of them, and what is watched meanwhile.
@@ -139,7 +127,7 @@ class Fleet:
         witness: a way of its own to the server, past every fault between the runtime and it.
         idle: those that say something now and then only, by `stir`.
         longest_gap_s: between two durable acknowledgements of the whole fleet, since `strike`; `longest_own_gap_s` is the
-            same without the time in which this thread was ready and got no processor.
+            same without the time that was lost for want of a processor.
         losses: how often the server was made to forget something.
         unseen: answers `mirrored` for what the server did not have, though nothing was taken from it meanwhile.
         impossible: answers `mirrored` for what was asked and answered while the server answered nobody; and what was not
@@ -165,22 +153,28 @@ class Fleet:
     unseen: list[str] = field(factory=list)
     impossible: list[str] = field(factory=list)
     slowest_refusal_s: float = 0.0
+    processor: Processor = field(factory=Processor)
     _last_heard_s: float = 0.0
-    _last_waited_s: float = 0.0
-    waiting: Waiting = field(factory=Waiting)
+    _marked_s: float = 0.0
+    _mark: Mark = field(default=Factory(lambda fleet: fleet.processor.mark(), takes_self=True))
     _process: psutil.Process = field(factory=psutil.Process)
 
     def heard(self) -> None:
         """A durable acknowledgement has come."""
-        now_s, waited_s = time.monotonic(), self.waiting.so_far_s()
-        gap_s = now_s - self._last_heard_s
+        now_s = time.monotonic()
+        gap_s = own_gap_s = now_s - self._last_heard_s
+        if gap_s > GAP_S_MIN or now_s > self._marked_s + MARK_EVERY_S:
+            mark = self.processor.mark()
+            own_gap_s -= lost_s(self._mark, mark)
+            self._marked_s, self._mark = now_s, mark
         self.longest_gap_s = max(self.longest_gap_s, gap_s)
-        self.longest_own_gap_s = max(self.longest_own_gap_s, gap_s - waited_s + self._last_waited_s)
-        self._last_heard_s, self._last_waited_s = now_s, waited_s
+        self.longest_own_gap_s = max(self.longest_own_gap_s, own_gap_s)
+        self._last_heard_s = now_s
 
     def _listen(self) -> None:
         """Gaps are counted from now on."""
-        self._last_heard_s, self._last_waited_s = time.monotonic(), self.waiting.so_far_s()
+        self._last_heard_s = self._marked_s = time.monotonic()
+        self._mark = self.processor.mark()
 
     async def ask_mirrored(self, session_id: str, command: Command) -> int:
         """The seq that the command's event has, whether it was mirrored or is durable only."""
@@ -376,7 +370,7 @@ async def fleet_of(runtime: Runtime, server: Server) -> AsyncIterator[Fleet]:
     try:
         yield fleet
     finally:
-        fleet.waiting.close()
+        fleet.processor.close()
         await witness.close()
 
 
