@@ -38,9 +38,15 @@ class MirrorSource(Protocol):
         """Active sessions and their last durable seq. A live view."""
         ...
 
-    async def whole(self, session_id: str) -> MirrorUpdate | None:
-        """All of a session at one seq, durable; None where it is not active, or cannot be added to. Raises SojournError
-        where it cannot be read."""
+    async def whole(self, session_id: str, following: Callable[[], Sequence[str]]) -> MirrorUpdate | None:
+        """All of a session at one seq, durable; None where it is not active, or cannot be added to.
+
+        Args:
+            following: says, when it is called, which sessions will be asked for next.
+
+        Raises:
+            SojournError: it cannot be read.
+        """
         ...
 
     async def found(self, mirror: Mirror, session_id: str, head: MirrorHead) -> None:

@@ -9,6 +9,7 @@ from time to time by an update without events that follows the head: a server th
 """
 
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from typing import TypeVar
 
 import anyio
@@ -184,7 +185,7 @@ class MirrorWriter(MirrorWaiting):
         session.whole = False
         self._forgo(session)
         try:
-            update = await self._source.whole(session_id)
+            update = await self._source.whole(session_id, self._following)
         except SojournError as error:
             self._not_sent(session, error)
             return
@@ -207,6 +208,10 @@ class MirrorWriter(MirrorWaiting):
         session.fenced = False
         session.head = max(session.head, update.last_seq)
         self._answered(session, answer, update.last_seq)
+
+    def _following(self) -> list[str]:
+        """Who is sent whole next, in order."""
+        return [session.session_id for session in islice(self._wholes, BATCH_SESSIONS_MAX)]
 
     def _try_again(self, session: Behind, error: StoreError) -> None:
         """Once the mirror is back."""

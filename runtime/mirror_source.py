@@ -21,6 +21,7 @@ DOCUMENTS_A_SLICE = 500  # under a millisecond
 EVENTS_BYTES_MAX = (
     4 * 1024 * 1024
 )  # more than a session has since its snapshot, while snapshots can be written
+READ_AHEAD_BYTES = 32 * 1024 * 1024
 READ_BYTES = 256 * 1024
 RECORDS_A_SLICE = 500  # as above
 
@@ -58,13 +59,23 @@ class MirroredSessions:
         self._import = import_
         self._strays = strays
         self._reading = anyio.Lock()
-        self._wanted: dict[str, int] = {}
-        self._found: dict[str, Sequence[Record]] = {}
+        self._copying = 0
+        self._wanted: dict[str, int] = {}  # above which seq: of those that wait for their events
+        self._found: dict[str, Sequence[Record]] = {}  # by those that wait, or will be asked for next
 
     def heads(self) -> Mapping[str, int]:
         return self._journal.heads()
 
-    async def whole(self, session_id: str) -> MirrorUpdate | None:
+    async def whole(self, session_id: str, following: Callable[[], Sequence[str]]) -> MirrorUpdate | None:
+        self._copying += 1
+        try:
+            return await self._whole(session_id, following)
+        finally:
+            self._copying -= 1
+            if not self._copying:
+                self._found.clear()
+
+    async def _whole(self, session_id: str, following: Callable[[], Sequence[str]]) -> MirrorUpdate | None:
         if session_id not in self._journal.heads():
             return None
         in_memory = self._in_memory(session_id)
@@ -76,7 +87,7 @@ class MirroredSessions:
         if in_memory:
             # Where a snapshot is due, all events up to it need not be read back and sent: seconds for 200 busy sessions.
             await self._snapshotter.offer(state)
-            events = await self._events(session_id, state.seq)
+            events = await self._events(session_id, state.seq, following)
         documents: dict[str, bytes | None] = {}
         for name, document in all_documents(state):
             documents[name] = document
@@ -92,14 +103,16 @@ class MirroredSessions:
             whole=True,
         )
 
-    async def _events(self, session_id: str, upto: int) -> tuple[bytes, ...]:
+    async def _events(
+        self, session_id: str, upto: int, following: Callable[[], Sequence[str]]
+    ) -> tuple[bytes, ...]:
         """Those since the session's snapshot; the last ones where they are more than may be."""
         after = self._snapshotter.seq(session_id)
         events: list[bytes] = []
         size = 0
-        records = await self._read_with_others(session_id, after)
         while after < upto:
-            if not records or records[0].first_seq > after + 1:
+            records = await self._read_with_others(session_id, after, following)
+            if not records or records[0].first_seq > after + 1 or records[-1].last_seq <= after:
                 records = await self._event_log.read(session_id, after, bytes_max=READ_BYTES)
             for number, record in enumerate(records, 1):
                 lines = record.payload.splitlines()[max(0, after + 1 - record.first_seq) :]
@@ -112,29 +125,48 @@ class MirroredSessions:
                     break
                 if not number % RECORDS_A_SLICE:
                     await checkpoint()
-            records = ()
             if size > EVENTS_BYTES_MAX:
                 events, size = [], 0
         return tuple(events)
 
-    async def _read_with_others(self, session_id: str, after: int) -> Sequence[Record]:
-        """What the journal has above `after`, read for all who wait meanwhile: they have it in the same rows. Nothing where it
-        is more than is sent."""
-        if self._journal.pending_bytes(session_id, after) > EVENTS_BYTES_MAX:
-            return ()
-        self._wanted[session_id] = after
-        try:
-            async with self._reading:
-                if session_id in self._wanted:
-                    # Where this fails, the next one reads for those who still wait.
-                    found = await self._journal.read_several(dict(self._wanted))
-                    self._found.update({one: found[one] for one in found if one in self._wanted})
-                    for one in found:
-                        self._wanted.pop(one, None)
-            return self._found.get(session_id, ())
-        finally:
+    async def _read_with_others(
+        self, session_id: str, after: int, following: Callable[[], Sequence[str]]
+    ) -> Sequence[Record]:
+        """What the journal has above `after`, and perhaps below, too; nothing where it is more than is sent. In one walk over its
+        rows for all who wait meanwhile and who come next: 200 sessions under full load have their events in the same rows,
+        and where every 40 had a walk of their own, that was four fifths of the time until the mirror was level."""
+        if session_id not in self._found:
+            if self._journal.pending_bytes(session_id, after) > EVENTS_BYTES_MAX:
+                return ()
+            self._wanted[session_id] = after
+            try:
+                async with self._reading:
+                    if session_id in self._wanted:
+                        # Where this fails, the next one reads for those who still wait.
+                        await self._read_for_all(following())
+            finally:
+                self._wanted.pop(session_id, None)
+        return self._found.pop(session_id, ())
+
+    async def _read_for_all(self, following: Sequence[str]) -> None:
+        after = dict(self._wanted)
+        if not any(session_id in self._found for session_id in following):
+            self._found.clear()  # of some that were not asked for after all
+            self._add_following(after, following)
+        self._found.update(await self._journal.read_several(after))
+        for session_id in after:
             self._wanted.pop(session_id, None)
-            self._found.pop(session_id, None)
+
+    def _add_following(self, after: dict[str, int], following: Sequence[str]) -> None:
+        size = sum([self._journal.pending_bytes(session_id, seq) for session_id, seq in after.items()])
+        for session_id in following:
+            seq = self._snapshotter.seq(session_id)
+            pending = self._journal.pending_bytes(session_id, seq)
+            if pending <= EVENTS_BYTES_MAX and self._in_memory(session_id) and session_id not in after:
+                size += pending
+                if size > READ_AHEAD_BYTES:
+                    break
+                after[session_id] = seq
 
     async def found(self, mirror: Mirror, session_id: str, head: MirrorHead) -> None:
         if session_id not in self._journal.heads():

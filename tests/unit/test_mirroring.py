@@ -39,11 +39,13 @@ class Sessions:
         self.strays: list[tuple[str, MirrorHead]] = []
         self.unreadable: set[str] = set()
         self.copies = 0
+        self.following: list[Sequence[str]] = []
 
     def heads(self) -> Mapping[str, int]:
         return self.seqs
 
-    async def whole(self, session_id: str) -> MirrorUpdate | None:
+    async def whole(self, session_id: str, following: Callable[[], Sequence[str]]) -> MirrorUpdate | None:
+        self.following.append(following())
         await anyio.sleep(0.01)
         if session_id in self.unreadable:
             raise Damaged("it is")
