@@ -114,17 +114,17 @@ class MirroredSessions:
             records = await self._read_with_others(session_id, after, following)
             if not records or records[0].first_seq > after + 1 or records[-1].last_seq <= after:
                 records = await self._event_log.read(session_id, after, bytes_max=READ_BYTES)
-            for number, record in enumerate(records, 1):
-                lines = record.payload.splitlines()[max(0, after + 1 - record.first_seq) :]
-                if record.last_seq > upto:
-                    lines = lines[: upto - after]
+            for at in range(0, len(records), RECORDS_A_SLICE):
+                some = records[at : at + RECORDS_A_SLICE]
+                payload = b"".join([record.payload for record in some])
+                first_seq = some[0].first_seq
+                lines = payload.splitlines()[max(0, after + 1 - first_seq) : upto + 1 - first_seq]
                 events += lines
-                size += len(record.payload)
                 after += len(lines)
+                size += len(payload)
                 if after >= upto:
                     break
-                if not number % RECORDS_A_SLICE:
-                    await checkpoint()
+                await checkpoint()
             if size > EVENTS_BYTES_MAX:
                 events, size = [], 0
         return tuple(events)

@@ -16,19 +16,24 @@ from ...actors.ports import Record
 from . import frames
 from .journal_index import LENGTH_MASK, OFFSET_BITS, OFFSET_MASK, JournalIndex
 
-STEP_BYTES_MAX = 512 * 1024  # of rows: some 4 ms, in which nobody else reads
+STEP_BYTES_MAX = 1024 * 1024  # of rows: some 8 ms, in which nobody else reads
 
 
 @define(eq=False)
 class Run(Sequence[Record]):
     """Records of one session that follow each other. Each is made when it is asked for: 100,000 that wait in memory had the
-    garbage collector look at them for 30 ms at a time, while everybody waited."""
+    garbage collector look at them for 30 ms at a time, while everybody waited.
+
+    Attributes:
+        words: of the records that are looked for, behind the pair before them, as in `journal_index`.
+        payloads: of those that were found.
+        epochs: from which record on which epoch wrote.
+    """
 
     session_id: str
-    first_seqs: "array[int]" = field(factory=lambda: array("Q"))
-    counts: "array[int]" = field(factory=lambda: array("Q"))
-    epochs: "array[int]" = field(factory=lambda: array("Q"))
+    words: "array[int]"
     payloads: list[bytes] = field(factory=list)
+    epochs: list[tuple[int, int]] = field(factory=list)
 
     def __len__(self) -> int:
         return len(self.payloads)
@@ -42,41 +47,34 @@ class Run(Sequence[Record]):
     def __getitem__(self, at: int | slice) -> Record | list[Record]:
         if isinstance(at, slice):
             return [self[one] for one in range(*at.indices(len(self)))]
-        return Record(
-            self.session_id, self.first_seqs[at], self.counts[at], self.epochs[at], self.payloads[at]
-        )
+        payload = self.payloads[at]
+        at %= len(self.payloads)
+        first_seq = (self.words[2 * at] >> 32) + 1
+        count = (self.words[2 * at + 2] >> 32) + 1 - first_seq
+        epoch = next(epoch for begin, epoch in reversed(self.epochs) if begin <= at)
+        return Record(self.session_id, first_seq, count, epoch, payload)
 
-    def add(self, first_seq: int, count: int, epoch: int, payload: bytes) -> None:
-        self.first_seqs.append(first_seq)
-        self.counts.append(count)
-        self.epochs.append(epoch)
-        self.payloads.append(payload)
-
-
-@define(eq=False)
-class _Cursor:
-    """Where one session's next record is, of those that are read."""
-
-    words: "array[int]"
-    at: int
-    stop: int
-    found: Run
-
-    def take(self, upto_row: int, rows: dict[int, tuple[bytes, int]], index: JournalIndex) -> None:
-        """The records in these rows. With one that is not there, or does not carry its checksum, it ends."""
-        words = self.words
+    def take(self, rows: Mapping[int, tuple[bytes, int, int]], upto_row: int) -> bool:
+        """The records in these rows. Whether there are more: with one that is not there, or does not carry its checksum, it
+        ends."""
+        words, payloads, epochs = self.words, self.payloads, self.epochs
+        at, end = 2 * len(payloads) + 2, len(words)
         beyond = (upto_row + 1) << OFFSET_BITS
-        while self.at < self.stop and (place := words[self.at + 1]) < beyond:
-            word, row = words[self.at], place >> OFFSET_BITS
-            first_seq = (words[self.at - 2] >> 32) + 1
-            data, start = rows.get(row, (b"", 0))
+        while at < end and (place := words[at + 1]) < beyond:
+            data, start, epoch = rows.get(place >> OFFSET_BITS, _NOT_THERE)
             start += place & OFFSET_MASK
-            payload = frames.payload_of(data[start : start + (word & LENGTH_MASK)], first_seq)
+            piece = data[start : start + (words[at] & LENGTH_MASK)]
+            payload = frames.payload_of(piece, (words[at - 2] >> 32) + 1)
             if payload is None:
-                self.stop = self.at
-                return
-            self.found.add(first_seq, (word >> 32) + 1 - first_seq, index.epoch_of(row), payload)
-            self.at += 2
+                return False
+            if not epochs or epochs[-1][1] != epoch:
+                epochs.append((len(payloads), epoch))
+            payloads.append(payload)
+            at += 2
+        return at < end
+
+
+_NOT_THERE = (b"", 0, 0)
 
 
 class Sweep:
@@ -88,14 +86,13 @@ class Sweep:
 
     def __init__(self, index: JournalIndex, after: Mapping[str, int]) -> None:
         self._index = index
-        self.found = {session_id: Run(session_id) for session_id in after}
-        self._cursors = [
-            _Cursor(*index.stretch(session_id, after[session_id]), found)
-            for session_id, found in self.found.items()
-        ]
+        self.found: dict[str, Run] = {}
         rows: set[int] = set()
-        for cursor in self._cursors:
-            rows.update([word >> OFFSET_BITS for word in cursor.words[cursor.at + 1 : cursor.stop : 2]])
+        for session_id, seq in after.items():
+            words, start, stop = index.stretch(session_id, seq)
+            self.found[session_id] = Run(session_id, words[max(0, start - 2) : stop])
+            rows.update([word >> OFFSET_BITS for word in words[start + 1 : stop : 2]])
+        self._unfinished = list(self.found.values())
         self._rows = deque(sorted(rows))
 
     @property
@@ -110,10 +107,9 @@ class Sweep:
             size += self._index.rows.size_of(some[-1])
         return some
 
-    def take(self, upto_row: int, rows: dict[int, tuple[bytes, int]]) -> None:
+    def take(self, upto_row: int, rows: Mapping[int, tuple[bytes, int]]) -> None:
         """By row, in what its bytes stand and from where on; all that are there of those up to this one."""
-        for cursor in self._cursors:
-            cursor.take(upto_row, rows, self._index)
-        self._cursors = [cursor for cursor in self._cursors if cursor.at < cursor.stop]
-        if not self._cursors:
+        found = {row: (data, start, self._index.epoch_of(row)) for row, (data, start) in rows.items()}
+        self._unfinished = [run for run in self._unfinished if run.take(found, upto_row)]
+        if not self._unfinished:
             self._rows.clear()
