@@ -18,9 +18,10 @@ log = structlog.get_logger("sojourn.catalog")
 
 INTERVAL_S = 5.0
 ROWS_A_WRITE = 500
-ROWS_A_SLICE = 25  # half a millisecond
-# Nobody waits for what is written every few seconds: it takes a third of the time, while it lasts. All at once, the rows of
-# 10,000 sessions held whoever asked meanwhile up for a second.
+# Nobody waits for what is written every few seconds: it goes in slices of a fifth of a millisecond here and one in SQLite, and
+# takes a third of the time, while it lasts. At 500 rows a write, p99 of what 10,000 sessions were asked meanwhile was 2.8 times
+# that of 100; all at once, who asked was held up for a second.
+ROWS_A_SLICE = 8
 REST_FACTOR = 2.0
 
 
@@ -91,9 +92,12 @@ class CatalogProjector:
             pending = sorted(dirty)
             try:
                 while pending:
-                    some = pending[:ROWS_A_WRITE]
-                    await self._catalog.put(await self._rows(some))
-                    del pending[:ROWS_A_WRITE]
+                    began = anyio.current_time()
+                    size = ROWS_A_WRITE if self._waited_for else ROWS_A_SLICE
+                    await self._catalog.put(await self._rows(pending[:size]))
+                    del pending[:size]
+                    if pending and not self._waited_for:
+                        await anyio.sleep(REST_FACTOR * (anyio.current_time() - began))
             finally:
                 self._dirty.update(pending)
 
@@ -115,17 +119,12 @@ class CatalogProjector:
     async def _rows(self, session_ids: Sequence[str]) -> list[CatalogRow]:
         """Those that there are. A session that has just left memory is not waited for, so others get their turn here."""
         rows = []
-        began = anyio.current_time()
         for number, session_id in enumerate(session_ids, 1):
             row = await self._row(session_id)
             if row is not None:
                 rows.append(row)
             if number % ROWS_A_SLICE == 0:
-                if self._waited_for:
-                    await checkpoint()
-                else:
-                    await anyio.sleep(REST_FACTOR * (anyio.current_time() - began))
-                began = anyio.current_time()
+                await checkpoint()
         return rows
 
     async def _row(self, session_id: str) -> CatalogRow | None:
