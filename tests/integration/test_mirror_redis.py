@@ -1,5 +1,6 @@
 """The mirror on real servers: every way to reach them, what stands there, and what becomes of it when they go away."""
 
+import gc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -355,3 +356,26 @@ async def test_a_server_that_takes_no_more_clients_is_told(server: Server) -> No
         server.run("CONFIG", "SET", "maxclients", "1")
         with pytest.raises(StoreUnavailable, match="max number of clients"):
             await RedisMirror.open(server.tcp)
+
+
+async def test_what_could_not_be_sent_is_not_left_to_the_collector(
+    server: Server, mirror: RedisMirror
+) -> None:
+    server.kill()
+    batch = [update(1, 10, session_id="never-sent"), update(1, session_id="nor-this")]
+    gc.collect()
+    gc.disable()
+    try:
+        for calls in (mirror.apply(batch), mirror.head("never-sent"), mirror.heads()):
+            try:
+                await calls
+            except StoreUnavailable:
+                pass
+            else:
+                pytest.fail("nothing is there to answer")
+        del batch, calls
+        await anyio.wait_all_tasks_blocked()
+        left = [one for one in gc.get_objects() if isinstance(one, MirrorUpdate)]
+        assert [one for one in left if one.session_id == "never-sent"] == []
+    finally:
+        gc.enable()
