@@ -7,6 +7,7 @@ anew when it opens. Writing and reading go over two connections: a list never wa
 
 import asyncio
 import contextlib
+import itertools
 import sqlite3
 import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -28,6 +29,7 @@ from .catalog_schema import (
     IN_TIER,
     MIGRATIONS,
     PUT,
+    PUT_PROGRESS,
     READ,
     READ_HEAD,
     READABLE_VERSION_MIN,
@@ -154,12 +156,12 @@ class SqliteCatalog:
         # The journal is no copy of what was handed over: such a row is not lost at a power cut.
         synced = any(row.tier != TIERS[0] for row in rows)
         # Their checksums are made by the thread that writes: made here, those of 500 rows held the event loop for 3 ms.
-        await self._carried_out(self._write(PUT, map(to_sql, rows), synced=synced))
+        await self._carried_out(self._write([PUT_PROGRESS, PUT], map(to_sql, rows), synced=synced))
 
     async def switch(self, row: CatalogRow, *, from_tier: str) -> bool:
         self._must_be_writable()
         values = (*to_sql(row), row.session_id, from_tier, row.seq)
-        await self._carried_out(self._write(SWITCH, [values], synced=True))
+        await self._carried_out(self._write([SWITCH], [values], synced=True))
         return await self.get(row.session_id) == row
 
     async def in_tier(self, tier: str, *, updated_before: datetime, limit: int) -> list[str]:
@@ -251,7 +253,7 @@ class SqliteCatalog:
 
     async def _replace(self, place: int, row: CatalogRow) -> None:
         try:
-            await self._write(PUT, [to_sql(row)], synced=True, damaged_at=place)
+            await self._write([PUT], [to_sql(row)], synced=True, damaged_at=place)
         except StoreError as error:
             log.error(
                 "catalog.row_not_mended",
@@ -275,7 +277,7 @@ class SqliteCatalog:
 
     async def _write(
         self,
-        sql: str,
+        statements: Sequence[str],
         rows: Iterable[tuple[Any, ...]],
         *,
         synced: bool = False,
@@ -291,7 +293,8 @@ class SqliteCatalog:
                 await self._writer.execute_fetchall("BEGIN IMMEDIATE")
                 if damaged_at is not None:
                     await self._remove_damaged(self._writer, damaged_at)
-                await self._writer.executemany(sql, rows)
+                for sql, again in zip(statements, itertools.tee(rows, len(statements)), strict=True):
+                    await self._writer.executemany(sql, again)
                 ((commits, synced_before, _),) = await self._writer.execute_fetchall(READ_HEAD)
                 counts = (commits + 1, synced_before + synced)
                 await self._writer.execute_fetchall(WRITE_HEAD, head_values(*counts))

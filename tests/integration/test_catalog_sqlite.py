@@ -322,3 +322,66 @@ async def test_a_reader_does_not_switch(path: Path, opened: Open) -> None:
     catalog = await opened(path, read_only=True)
     with pytest.raises(UnusableFolder, match="read only"):
         await catalog.switch(row("a", tier="recent"), from_tier="active")
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"seq": 2, "record": b'{"n": 2}', "updated_at": NOON + timedelta(seconds=1)},
+    {"seq": 2, "title": "another"},
+    {"seq": 2, "user_id": "bob", "outcome": "passed"},
+    {"seq": 2, "status": "completed"},
+    {"seq": 2, "plan": "weekly"},
+    {"seq": 2, "tier": "recent"},
+    {"seq": 2, "created_at": NOON - timedelta(days=1)},
+    {"seq": 2, "next_due_at": NOON},
+    {"seq": 1, "epoch": 2},
+    {"title": "changed at the same seq"},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: " ".join(change))
+async def test_what_a_row_says_anew_is_read_by_every_way_to_it(
+    path: Path, opened: Open, change: dict[str, Any]
+) -> None:
+    before = row("s", next_due_at=NOON - timedelta(days=2))
+    after = evolve(before, **change)
+    catalog = await opened(path)
+    await catalog.put([before, row("other")])
+    await catalog.put([after])
+    assert await catalog.get("s") == after
+    for query in (
+        CatalogQuery(limit=9),
+        CatalogQuery(limit=9, plan=after.plan),
+        CatalogQuery(limit=9, status=frozenset({after.status})),
+        CatalogQuery(limit=9, tier=frozenset({after.tier})),
+        CatalogQuery(limit=9, tier=frozenset({after.tier}), status=frozenset({after.status})),
+    ):
+        assert after in await catalog.page(query)
+    later = NOON + timedelta(days=1)
+    assert "s" in await catalog.in_tier(after.tier, updated_before=later, limit=9)
+    assert await catalog.due(before=later, after=None, limit=9) == [(after.next_due_at, "s")]
+    await catalog.put([before])  # an older one, or the same again
+    assert (await catalog.get("s") == after) == ("seq" in change or "epoch" in change)
+    await catalog.close()
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
+
+
+async def test_progress_writes_one_index_anew(path: Path) -> None:
+    await filled(path)
+    connection = sqlite3.connect(path)
+    steps = connection.execute(f"EXPLAIN {catalog_schema.PUT_PROGRESS}", [None] * 14).fetchall()
+    connection.close()
+    assert [step[1] for step in steps].count("IdxInsert") == 1
+
+
+async def test_a_row_that_was_altered_is_made_right_by_the_same_row(path: Path, opened: Open) -> None:
+    catalog = await opened(path)
+    await catalog.put([row("s")])
+    for change in ("plan = 'x'", "title = 'x'", "seq = 0", "checksum = 1", "record = x'00'", "status = 'x'"):
+        connection = sqlite3.connect(path)
+        with connection:
+            connection.execute(f"UPDATE session SET {change}")
+        connection.close()
+        await catalog.put([row("s")])
+        assert await catalog.get("s") == row("s")
