@@ -134,7 +134,7 @@ class MirroredSessions:
     ) -> Sequence[Record]:
         """What the journal has above `after`, and perhaps below, too; nothing where it is more than is sent. In one walk over its
         rows for all who wait meanwhile and who come next: 200 sessions under full load have their events in the same rows,
-        and where every 40 had a walk of their own, that was four fifths of the time until the mirror was level."""
+        and where every 40 had a walk of their own, that was three quarters of the time until the mirror was level."""
         if session_id not in self._found:
             if self._journal.pending_bytes(session_id, after) > EVENTS_BYTES_MAX:
                 return ()
