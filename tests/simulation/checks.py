@@ -201,6 +201,9 @@ async def answers(world: "World", runtime: Runtime, session_id: str) -> None:
         except StoreError as error:
             world.may_fail(error)
             await anyio.sleep(5)
+        except IntensityExceeded as error:
+            for set_aside in world.set_aside(error):
+                await runtime.quarantine.release(set_aside)
         except CallerError as error:
             ok = error.code == "sealed"
             world.oracle.must(ok, "I24", f"{session_id} does not take a line: {error}")

@@ -309,6 +309,8 @@ class Oracle:
             stands = mirror._sessions.get(session_id)
             if truth.tier != TIERS[0]:
                 self.must(stands is None, "I11", f"{session_id} is {truth.tier} and is still mirrored")
+            elif not truth.head:
+                self.must(stands is None, "I7", f"{session_id} was never created, and is mirrored")
             elif stands is None or stands.seq != truth.head:
                 at = stands.seq if stands is not None else None
                 self.must(False, "I11", f"{session_id} is mirrored at {at}, {truth.head} is durable")
