@@ -166,11 +166,19 @@ class Tiering:
         name = snapshot_name(state.session_id, state.seq)
         if recovered.snapshot_seq == state.seq:
             data = await objects.get(name)
-        else:
-            data = await to_thread.run_sync(encode_snapshot, state, recovered.epoch)
-            await put_and_read_back(objects, name, data)
-        epoch = (await to_thread.run_sync(decode_snapshot, data)).epoch
-        return entry_of(name, data), epoch
+            try:
+                return entry_of(name, data), (await to_thread.run_sync(decode_snapshot, data)).epoch
+            except Damaged as error:
+                log.error(
+                    "snapshot.damaged",
+                    session=state.session_id,
+                    name=name,
+                    error=str(error),
+                    remedy="none is needed: it was whole a moment ago, and is written anew",
+                )
+        data = await to_thread.run_sync(encode_snapshot, state, recovered.epoch)
+        await put_and_read_back(objects, name, data)
+        return entry_of(name, data), recovered.epoch
 
     async def _switch_to_recent(self, manifest: Manifest) -> None:
         row = await self._row(manifest, self._shelves.recent)
