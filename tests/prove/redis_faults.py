@@ -46,7 +46,7 @@ class Suffered:
     `equal_s` from the moment when all sessions rested until it said in every byte what the history says. `gap_ms` is the longest
     time without a durable acknowledgement, from the fault's begin until the mirror had caught up. Those called `own` are the
     same without the time in which this thread was ready and got no processor, or the host of the virtual machine took one
-    away, and it is these that are judged; `reached_cpu_s` is what this process, the load included, computed meanwhile.
+    away; it is the clock's that are judged. `reached_cpu_s` is what this process, the load included, computed meanwhile.
     """
 
     name: str
@@ -252,8 +252,8 @@ def judged(server: str, scale: Scale, suffered: list[Suffered], wrong: list[str]
     holds = (
         not wrong
         and not figures["not_level"]
-        and figures["own_level_s_max"] <= LEVEL_S_MAX
-        and figures["own_gap_ms_p99"] <= GAP_MS_MAX
+        and figures["level_s_max"] <= LEVEL_S_MAX
+        and figures["gap_ms_p99"] <= GAP_MS_MAX
         and figures["growth_mib_max"] <= GROWTH_MIB_MAX
     )
     return {"holds": holds, "figures": figures}

@@ -1,5 +1,5 @@
-"""Reporters of a runtime whose disk fills up, or fails, as `disk` runs them: what they send, what they are told, and what they go
-on through."""
+"""Reporters of a runtime whose disk fills up, or fails: what they send, whom they tell what they were told, and the disk that
+is filled under them."""
 
 import json
 import os
