@@ -19,6 +19,7 @@ import httpx2
 from attrs import define, field
 
 from ..support.power import end_with_parent
+from ..support.reporting import some_command
 
 SESSIONS = 50
 SETTLED_S = 180.0
@@ -77,7 +78,8 @@ async def live(world: World, number: int, rng: random.Random) -> None:
         n = 0
         batches = [[{"type": "session.start"}]]
         batches += [
-            [event(rng) for _ in range(rng.choice((1, 1, 3, 20)))] for _ in range(rng.randrange(5, 60))
+            [some_command(rng, 400) for _ in range(rng.choice((1, 1, 3, 20)))]
+            for _ in range(rng.randrange(5, 60))
         ]
         batches.append([{"type": "session.complete", "outcome": "passed"}])
         if rng.random() < 0.5:
@@ -104,23 +106,6 @@ async def live(world: World, number: int, rng: random.Random) -> None:
             os.fsync(log.fileno())
         world.ended.add(session_id)
     log.close()
-
-
-def event(rng: random.Random) -> dict[str, Any]:
-    return dict(
-        rng.choice(
-            (
-                {"type": "log.append", "stream": "stdout", "text": "x" * rng.randrange(400)},
-                {"type": "progress.report", "done": rng.randrange(1000)},
-                {
-                    "type": "result.record",
-                    "case_id": f"c{rng.randrange(50)}",
-                    "outcome": "passed",
-                    "duration_s": 0.1,
-                },
-            )
-        )
-    )
 
 
 def spawn(world: World, port: int, *arguments: str) -> "subprocess.Popen[bytes]":

@@ -35,6 +35,7 @@ from sojourn.runtime.settings import Settings
 from sojourn.runtime.stores.reserve import free_bytes
 
 from .killing import METHODS, kind_of
+from .reporting import some_command
 
 SESSIONS = 20
 AGAIN_S = 0.1
@@ -97,7 +98,10 @@ def script(seed: int, number: int, round_: int) -> list[list[dict[str, Any]]]:
     """What a reporter sends to its nth session: batches, every command with its n. The same again for the same numbers."""
     rng = random.Random(f"{seed} {number} {round_}")
     batches: list[list[dict[str, Any]]] = [[{"type": "session.start"}]]
-    batches += [[_event(rng) for _ in range(rng.choice((1, 1, 3, 20)))] for _ in range(rng.randrange(5, 30))]
+    batches += [
+        [some_command(rng, 2_000) for _ in range(rng.choice((1, 1, 3, 20)))]
+        for _ in range(rng.randrange(5, 30))
+    ]
     batches.append([{"type": "session.complete", "outcome": "passed"}])
     if rng.random() < 0.5:
         batches.append([{"type": "session.seal"}])
@@ -107,23 +111,6 @@ def script(seed: int, number: int, round_: int) -> list[list[dict[str, Any]]]:
             n += 1
             command |= {"source": "prove", "n": n}
     return batches
-
-
-def _event(rng: random.Random) -> dict[str, Any]:
-    return dict(
-        rng.choice(
-            (
-                {"type": "log.append", "stream": "stdout", "text": "x" * rng.randrange(2_000)},
-                {"type": "progress.report", "done": rng.randrange(1000)},
-                {
-                    "type": "result.record",
-                    "case_id": f"c{rng.randrange(50)}",
-                    "outcome": "passed",
-                    "duration_s": 0.1,
-                },
-            )
-        )
-    )
 
 
 async def _create(number: int, round_: int, runtime: Runtime) -> tuple[dict[str, Any], bool]:
