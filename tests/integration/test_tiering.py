@@ -20,7 +20,7 @@ from sojourn.actors.session.codec import encode_event
 from sojourn.actors.session.commands import Event, HistoryLost
 from sojourn.actors.session.record import decode_record
 from sojourn.actors.tiering.core import Work
-from sojourn.runtime.layout import facts_name, manifest_name, session_folder
+from sojourn.runtime.layout import facts_name, manifest_name, session_folder, snapshot_name
 from sojourn.runtime.manifest import decode_manifest
 from sojourn.runtime.opening import Stores
 from sojourn.runtime.segments import parse_name
@@ -472,3 +472,29 @@ async def test_facts_move_along_and_an_older_session_shows_them() -> None:
     assert (row.title, decode_record(row.record)["tags"]) == ("named anew", ["slow", "flaky"])
     record = await mover.tiering.set_facts(SESSION, None, ["slow"])
     assert (record["title"], record["tags"], record["tier"]) == ("a title", ["slow"], "archive")
+
+
+async def test_a_last_snapshot_that_rots_at_any_call_of_the_hand_over_costs_nothing() -> None:
+    """Until it stands in the manifest it is written anew; from then on the events are read instead."""
+    at = anew = 0
+    while True:
+        at += 1
+        stores = memory_stores()
+        await record_session(stores)
+        await Mover(stores).seal(SESSION)
+        head = stores.journal.heads()[SESSION]
+        await compact(stores, head, snapshot_at=head)
+        name, before = snapshot_name(SESSION, head), await Mover(stores).state()
+        rotten = (await stores.objects.get(name)).replace(b"nightly", b"nightlz")
+
+        async def rot(stores: Stores = stores, name: str = name, rotten: bytes = rotten) -> None:
+            await stores.objects.put(name, rotten)
+
+        seen, count = overtaken(stores, at, rot)
+        await Mover(seen).tiering.hand_off(SESSION)
+        if next(count) <= at:
+            break
+        assert await tier_of(stores) == "recent"
+        assert await Mover(stores).state() == before
+        anew += await stores.objects.get(name) != rotten
+    assert 0 < anew < at - 1

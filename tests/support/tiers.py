@@ -295,7 +295,9 @@ async def compact(stores: Stores, *ends: int, session_id: str = SESSION, snapsho
     if snapshot_at:
         records = [r for r in await stores.journal.read(session_id) if r.last_seq <= snapshot_at]
         state = fold(session_id, [e for r in records for e in decode_events(r.payload)], limits=Limits())
-        await stores.objects.put(snapshot_name(session_id, snapshot_at), encode_snapshot(state, 1))
+        await stores.objects.put(
+            snapshot_name(session_id, snapshot_at), encode_snapshot(state, records[-1].epoch)
+        )
         await stores.journal.release({session_id: snapshot_at})
 
 
