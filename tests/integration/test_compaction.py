@@ -151,9 +151,11 @@ async def test_a_segment_that_was_written_wrong_once_does_not_stop_compaction(se
 async def test_a_damaged_newest_snapshot_costs_nothing_after_compaction(settings: Settings) -> None:
     async with Runtime.open(settings) as runtime:
         session_id = await new_session(runtime)
+        folder = settings.data_dir / session_folder(session_id)
         await fill(runtime, session_id, 1, 700)
+        await await_until(lambda: bytes_to_free(runtime._journal.size_bytes, BOUND) == 0)
+        await await_until(lambda: len(list(folder.glob("snapshot-*"))) == 2)
         before = await runtime.state(session_id)
-    folder = settings.data_dir / session_folder(session_id)
     snapshots = sorted(folder.glob("snapshot-*"))
     assert len(snapshots) == 2
     for snapshot in reversed(snapshots):  # the newest, then both
