@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import aiosqlite
 import anyio
@@ -56,6 +56,7 @@ from .sqlite_files import (
     uri,
 )
 
+P = ParamSpec("P")
 T = TypeVar("T")
 log = structlog.get_logger("sojourn.catalog")
 
@@ -287,19 +288,7 @@ class SqliteCatalog:
             try:
                 if self._writer is None:
                     self._writer = await _connect_writer(self._path)
-                # No pragma takes effect within a transaction (https://sqlite.org/pragma.html#pragma_synchronous).
-                level = "FULL" if synced else "NORMAL"
-                await self._writer.execute_fetchall(f"PRAGMA synchronous = {level}")
-                await self._writer.execute_fetchall("BEGIN IMMEDIATE")
-                if damaged_at is not None:
-                    await self._remove_damaged(self._writer, damaged_at)
-                for sql, again in zip(statements, itertools.tee(rows, len(statements)), strict=True):
-                    await self._writer.executemany(sql, again)
-                ((commits, synced_before, _),) = await self._writer.execute_fetchall(READ_HEAD)
-                counts = (commits + 1, synced_before + synced)
-                await self._writer.execute_fetchall(WRITE_HEAD, head_values(*counts))
-                await self._writer.execute_fetchall("COMMIT")
-                self._mark.note(*counts)
+                self._mark.note(*await self._writer.run(_transact, statements, rows, synced, damaged_at))
             except sqlite3.Error as error:
                 # Closing rolls back; and after a failed sync a descriptor tells no truth any more. The next put opens anew.
                 writer, self._writer = self._writer, None
@@ -307,14 +296,6 @@ class SqliteCatalog:
                     with contextlib.suppress(sqlite3.Error):
                         await writer.end()
                 raise _translated(self._path, error) from error
-
-    async def _remove_damaged(self, writer: "_Connection", place: int) -> None:
-        """A row whose checksum does not hold, where it still stands there: another task may have been quicker."""
-        rows = await writer.execute_fetchall(f"SELECT {READ} FROM session WHERE rowid = ?", (place,))
-        if any(not holds(row[:-1]) for row in rows):
-            # Indices first: an entry that differs from its damaged row could not be removed with it.
-            await writer.execute_fetchall("REINDEX session")
-            await writer.execute_fetchall("DELETE FROM session WHERE rowid = ?", (place,))
 
     async def _select(self, sql: str, values: tuple[Any, ...]) -> list[Any]:
         if self._closed:
@@ -334,6 +315,13 @@ class _Connection(aiosqlite.Connection):
     def stop(self) -> "asyncio.Future[Any] | None":
         self._ended = super().stop()
         return self._ended
+
+    async def run(
+        self, work: "Callable[Concatenate[sqlite3.Connection, P], T]", *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Calls `work` with SQLite's connection on the thread, in one go."""
+        result: T = await self._execute(work, self._conn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        return result
 
     async def end(self) -> None:
         """The file is closed and the thread has ended."""
@@ -417,6 +405,37 @@ async def _migrate(connection: aiosqlite.Connection, path: Path) -> None:
             await connection.execute_fetchall(WRITE_HEAD, head_values(0, 0))
         await connection.execute_fetchall(f"PRAGMA user_version = {version + 1}")
         await connection.execute_fetchall("COMMIT")
+
+
+def _transact(
+    connection: sqlite3.Connection,
+    statements: Sequence[str],
+    rows: Iterable[tuple[Any, ...]],
+    synced: bool,
+    damaged_at: int | None,
+) -> tuple[int, int]:
+    """Each statement with every row, in one transaction. Returns how many there were so far, and how many of them synced."""
+    # No pragma takes effect within a transaction (https://sqlite.org/pragma.html#pragma_synchronous).
+    connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
+    connection.execute("BEGIN IMMEDIATE")
+    if damaged_at is not None:
+        _remove_damaged(connection, damaged_at)
+    for sql, again in zip(statements, itertools.tee(rows, len(statements)), strict=True):
+        connection.executemany(sql, again)
+    ((commits, synced_before, _),) = connection.execute(READ_HEAD).fetchall()
+    counts = (commits + 1, synced_before + synced)
+    connection.execute(WRITE_HEAD, head_values(*counts))
+    connection.execute("COMMIT")
+    return counts
+
+
+def _remove_damaged(connection: sqlite3.Connection, place: int) -> None:
+    """A row whose checksum does not hold, where it still stands there: another task may have been quicker."""
+    rows = connection.execute(f"SELECT {READ} FROM session WHERE rowid = ?", (place,)).fetchall()
+    if any(not holds(row[:-1]) for row in rows):
+        # Indices first: an entry that differs from its damaged row could not be removed with it.
+        connection.execute("REINDEX session")
+        connection.execute("DELETE FROM session WHERE rowid = ?", (place,))
 
 
 def _text(data: bytes) -> str:
