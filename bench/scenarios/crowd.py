@@ -4,6 +4,8 @@ memory, against the same offered to 1,000: p99 from the intended moment, and res
 import random
 from typing import Any
 
+from sojourn.actors.ports import CatalogQuery
+
 from ..harness import Measured, Options, Stopwatch
 from ..live import new_sessions, numbers, open_runtime, progress
 from ..memory import resident_bytes
@@ -30,6 +32,9 @@ async def crowd(options: Options, sessions: int, **changed: Any) -> Measured:
     """Fill, and ask at random. `changed`: settings that differ from the defaults."""
     async with open_runtime(**changed) as runtime:
         ids = await new_sessions(runtime, sessions)
+        await runtime.page(
+            CatalogQuery(limit=1)
+        )  # what making them left to be written: measured is only asking
         next_n = [numbers() for _ in ids]
         chosen = random.Random(1)
 
