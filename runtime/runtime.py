@@ -290,6 +290,8 @@ class Runtime(Sessions):
             raise set_aside(self._kernel.cells[session_id])
         recovered = await self._recovery.recover(session_id)
         if recovered.missing is None:
+            if session_id in self._set_aside:
+                await self._drop(session_id)  # it was put back meanwhile
             return Done(recovered.state.seq, True)
         first_seq, last_seq = recovered.missing
         async with self._shelves.alone(session_id):

@@ -353,6 +353,8 @@ class Sessions(ABC):
             self._unreplayable[session_id] = recovered.failure
             return UnreplayableActor(recovered.state, recovered.failure)
         self._unreplayable.pop(session_id, None)
+        if self._set_aside.pop(session_id, None) is not None:
+            self._projector.mark([session_id])  # what it had lost is there again, and its row is of before
         return self.quarantine.actor(recovered.state, self._around)
 
     async def _filled(self, session_id: str, first_seq: int, last_seq: int) -> bool:
@@ -468,6 +470,8 @@ class Sessions(ABC):
         if left is not None and left["seq"] == head:
             return left
         recovered = await self._recovery.recover(session_id)
+        if recovered.missing is not None:
+            self._set_aside[session_id] = recovered.missing
         state = recovered.state
         if state.header is None:
             return None
@@ -517,6 +521,7 @@ class Sessions(ABC):
     def _has_moved(self, session_id: str, tier: str) -> None:
         """Its next message reads it from where it is now."""
         self._compactor.forget(session_id)
+        self._set_aside.pop(session_id, None)
         if self._mirror is not None:
             self._mirror.moved(session_id, tier)
         if self._kernel.passivate(session_id):

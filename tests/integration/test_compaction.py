@@ -14,7 +14,7 @@ from attrs import define, evolve
 
 from sojourn.actors.compaction import bytes_to_free
 from sojourn.actors.errors import Missing, SetAside, StorageFull, StoreError
-from sojourn.actors.ports import Record
+from sojourn.actors.ports import CatalogQuery, Record
 from sojourn.actors.session.actor import Done
 from sojourn.actors.session.codec import encode_events, encode_snapshot
 from sojourn.actors.session.commands import AppendLog, Command, Create, Event
@@ -162,6 +162,33 @@ async def test_a_damaged_newest_snapshot_costs_nothing_after_compaction(settings
         snapshot.write_bytes(snapshot.read_bytes()[:-100])
         async with Runtime.open(settings) as runtime:
             assert await runtime.state(session_id) == before
+
+
+async def test_a_session_that_was_set_aside_goes_on_once_what_it_lost_is_put_back(settings: Settings) -> None:
+    async with Runtime.open(settings) as runtime:
+        session_id = await new_session(runtime)
+        await fill(runtime, session_id, 1, 700)
+        record = await runtime.record(session_id)
+    folder = settings.data_dir / session_folder(session_id)
+    some = [*sorted(folder.glob("events-*"))[1:], *folder.glob("snapshot-*")]
+    lost = {path: path.read_bytes() for path in some}
+    for path in (*lost, *settings.data_dir.glob("catalog.db*")):
+        path.unlink()  # the row is made anew, from what there is
+    async with Runtime.open(settings) as runtime:
+        (listed,) = await runtime.page(CatalogQuery(limit=1))
+        assert listed["damaged"] is not None
+        with pytest.raises(SetAside):
+            await runtime.ask(session_id, log_line(701))
+        for path, data in lost.items():
+            path.write_bytes(data)
+        with pytest.raises(SetAside):  # it is not looked for again before a person says so, or it left memory
+            await runtime.ask(session_id, log_line(701))
+        assert await runtime.accept_loss(session_id) == Done(record["seq"], True)
+        again = await runtime.record(session_id)
+        (listed,) = await runtime.page(CatalogQuery(limit=1))
+        assert (again["seq"], again["damaged"], again["losses"]) == (record["seq"], None, [])
+        assert (listed["seq"], listed["damaged"], listed["logs"]) == (record["seq"], None, record["logs"])
+        assert await runtime.ask(session_id, log_line(701)) == Done(record["seq"] + 1)
 
 
 async def test_a_lost_segment_sets_the_session_aside_until_the_loss_is_accepted(settings: Settings) -> None:
