@@ -109,6 +109,8 @@ class Client:
     async def _create(self, plan: Plan) -> None:
         sent = self._send(plan, plan.create)
         await self._insist(sent, lambda runtime: self._created(runtime, plan))
+        if isinstance(sent.told, SetAside):
+            return
         assert isinstance(sent.told, Done)
         plan.exists = True
         await self._one(plan, Start(), "session.start")
@@ -351,6 +353,7 @@ class Client:
         else:
             seq = done.seq
         sent.durable = True
+        oracle.known(sent.session_id, done.seq)
         later = done.duplicate and cause is not None and cause[0] == "source"  # then it is the source's last
         oracle.must(
             seq is not None and (seq <= done.seq <= truth.head if later else seq == done.seq),
@@ -404,7 +407,7 @@ class Client:
             except SetAside as error:  # by what rotted: it is one who calls that cannot go on, not the store
                 world.trace.note(self.name, error.code)
                 world.may_fail(error)
-                return UNKNOWN
+                return error if world.disk.calm else UNKNOWN  # nothing happens to it any more
             except CallerError as error:  # of no cause that there is here
                 world.oracle.must(False, "I9", f"{self.name}: {error}")
                 return error
@@ -442,16 +445,18 @@ class Client:
 
     async def _list(self, plan: Plan) -> None:
         query = CatalogQuery(limit=self.rng.choice([1, 50]))
-        heads = {one.session_id: self.world.oracle.of(one.session_id).head for one in self._plans}
+        # What is durable without a word about it to anybody, the runtime may not have heard of either.
+        known = {one.session_id: self.world.oracle.of(one.session_id).known_seq for one in self._plans}
         page = await self.call(lambda runtime: runtime.page(query))
         if isinstance(page, list):
             found = {record["session_id"]: record["seq"] for record in page}
             for session_id, seq in found.items():
                 self.world.oracle.must(
-                    seq >= heads.get(session_id, 0) or any(one.bombs for one in self._plans),
+                    seq >= known.get(session_id, 0) or any(one.bombs for one in self._plans),
                     "I11",
-                    f"{session_id} is listed at seq {seq}, and was at {heads.get(session_id)} before",
+                    f"{session_id} is listed at seq {seq}, and was known at {known.get(session_id)} before",
                 )
+                self.world.oracle.known(session_id, seq)
 
     async def _history(self, plan: Plan) -> None:
         after = self.rng.randrange(self.world.oracle.of(plan.session_id).head + 1)

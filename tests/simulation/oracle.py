@@ -57,6 +57,7 @@ class Truth:
     texts: dict[str, int] = field(factory=dict)
     tier: str = TIERS[0]
     mirrored_seq: int = 0
+    known_seq: int = 0  # up to which somebody was told or shown that it is durable
     alive_at: float = 0.0  # when the last command was sent that made an event, on the virtual clock
     # The same of commands that were answered before their commit, by the seq of their event: one that was queued behind
     # the end of a silent session comes after it.
@@ -363,8 +364,14 @@ class Oracle:
 
     # -- what somebody was shown ---------------------------------------------------------------------------------------
 
+    def known(self, session_id: str, seq: int) -> None:
+        """Somebody knows that this much is durable: nobody is shown less from here on."""
+        truth = self.of(session_id)
+        truth.known_seq = max(truth.known_seq, min(seq, truth.head))
+
     def shown(self, session_id: str, line: Line) -> None:
         """A reader was given an event."""
+        self.known(session_id, line.seq)
         truth = self.of(session_id)
         self.must(
             line.seq <= truth.head, "I7", f"{session_id}: event {line.seq} was shown before it was durable"
@@ -379,6 +386,7 @@ class Oracle:
 
     def shown_state(self, session_id: str, seq: int, state: bytes) -> None:
         """A reader was given a state."""
+        self.known(session_id, seq)
         truth = self.of(session_id)
         self.must(
             seq <= truth.head, "I7", f"{session_id}: a state of seq {seq} was shown, {truth.head} is durable"
@@ -392,6 +400,7 @@ class Oracle:
 
     def shown_tier(self, session_id: str, record: dict[str, Any]) -> None:
         """A reader was given a public record."""
+        self.known(session_id, record["seq"])
         truth = self.of(session_id)
         self.must(
             record["seq"] <= truth.head,
