@@ -49,6 +49,12 @@ MIGRATIONS = (
     ALTER TABLE session ADD COLUMN next_due_at INTEGER; -- microseconds since 1970, UTC
     CREATE INDEX session_by_due ON session(next_due_at, session_id) WHERE next_due_at IS NOT NULL;
     """,
+    # Who asks by the last change asks about thousands of sessions that rest, and, once in minutes, about those that do not.
+    # An active session changes all the time, each time elsewhere in the index: three quarters of the pages that were written.
+    """
+    DROP INDEX session_by_tier_and_change;
+    CREATE INDEX session_by_tier_and_change ON session(tier, updated_at, session_id) WHERE tier <> 'active';
+    """,
 )
 VERSION = len(MIGRATIONS)
 # A reader cannot migrate. What the rows of an older version lack reads as NULL (`read_of`).
@@ -94,7 +100,8 @@ WHERE (excluded.epoch, excluded.seq) >= (session.epoch, session.seq)
     AND ({columns_of("excluded")}) IS NOT ({columns_of("session")})
 """
 # The same where nothing has changed that lists are ordered by, which is nearly always. SQLite writes every index anew whose
-# columns a statement names, changed or not: all eight of them made four fifths of what a row cost, and of the log.
+# columns a statement names, changed or not: all eight of them made four fifths of what a row cost, and of the log. This one
+# names none that holds an active session.
 PUT_PROGRESS = """
 UPDATE session SET seq = ?2, outcome = ?6, title = ?8, user_id = ?9, updated_at = ?11, record = ?13, checksum = ?14
 WHERE session_id = ?1 AND (epoch, tier, status, plan, created_at) = (?3, ?4, ?5, ?7, ?10) AND next_due_at IS ?12 AND seq <= ?2
@@ -106,6 +113,8 @@ WHERE session_id = ? AND tier = ? AND seq = ?
 IN_TIER = """
 SELECT session_id FROM session WHERE tier = ? AND updated_at < ? ORDER BY updated_at, session_id LIMIT ?
 """
+# SQLite takes a partial index only where the statement says its condition (https://sqlite.org/partialindex.html).
+IN_TIER_AT_REST = IN_TIER.replace("WHERE", "WHERE tier <> 'active' AND")
 DUE = """
 SELECT next_due_at, session_id FROM session
 WHERE next_due_at IS NOT NULL AND next_due_at < ? AND (next_due_at, session_id) > (?, ?)

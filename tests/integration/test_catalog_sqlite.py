@@ -295,11 +295,14 @@ async def test_no_list_walks_or_sorts_all_rows(path: Path, query: CatalogQuery) 
 async def test_a_tier_is_walked_by_its_index(path: Path) -> None:
     await filled(path, *(row(f"s{n}") for n in range(10)))
     connection = sqlite3.connect(path)
-    sql = f"EXPLAIN QUERY PLAN {catalog_schema.IN_TIER}"
-    plan = [detail for *_, detail in connection.execute(sql, ("active", 0, 9))]
-    connection.close()
+    sql = f"EXPLAIN QUERY PLAN {catalog_schema.IN_TIER_AT_REST}"
+    plan = [detail for *_, detail in connection.execute(sql, ("recent", 0, 9))]
     assert len(plan) == 1
     assert "COVERING INDEX session_by_tier_and_change" in plan[0]
+    sql = f"EXPLAIN QUERY PLAN {catalog_schema.IN_TIER}"
+    plan = [detail for *_, detail in connection.execute(sql, ("active", 0, 9))]
+    assert "INDEX session_by_tier" in plan[0]
+    connection.close()
 
 
 async def test_a_switch_is_synced_and_a_put_is_not(path: Path, opened: Open) -> None:
@@ -367,12 +370,16 @@ async def test_what_a_row_says_anew_is_read_by_every_way_to_it(
     connection.close()
 
 
-async def test_progress_writes_one_index_anew(path: Path) -> None:
-    await filled(path)
+async def test_progress_of_an_active_session_writes_its_row_and_no_index(path: Path, opened: Open) -> None:
+    catalog = await opened(path)
+    await catalog.put([row(f"s{n}") for n in range(500)])
     connection = sqlite3.connect(path)
-    steps = connection.execute(f"EXPLAIN {catalog_schema.PUT_PROGRESS}", [None] * 14).fetchall()
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    later = evolve(row("s7"), seq=2, updated_at=NOON + timedelta(hours=1))
+    await catalog.put([later])
+    ((_, pages, _),) = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
     connection.close()
-    assert [step[1] for step in steps].count("IdxInsert") == 1
+    assert (await catalog.get("s7"), pages) == (later, 2)  # the page with the row, and the head
 
 
 async def test_a_row_that_was_altered_is_made_right_by_the_same_row(path: Path, opened: Open) -> None:
