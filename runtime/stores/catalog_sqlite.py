@@ -59,7 +59,7 @@ from .sqlite_files import (
 
 P = ParamSpec("P")
 T = TypeVar("T")
-# 16 MiB, which take 20 ms to read at a start. Writing the log back syncs it and the database, and whoever waits for a commit of
+# 16 MiB, which take 10 ms to read at a start. Writing the log back syncs it and the database, and whoever waits for a commit of
 # the journal meanwhile waits for these syncs, too: at SQLite's 1,000 pages one ask in a hundred did.
 WAL_PAGES = 4_000
 log = structlog.get_logger("sojourn.catalog")
