@@ -470,7 +470,11 @@ class Sessions(ABC):
         if left is not None and left["seq"] == head:
             return left
         recovered = await self._recovery.recover(session_id)
-        if recovered.missing is not None:
+        if (
+            recovered.missing is not None
+            and session_id in self._journal.heads()
+            and session_id not in self._kernel.cells  # else it knows better by now
+        ):
             self._set_aside[session_id] = recovered.missing
         state = recovered.state
         if state.header is None:
