@@ -1,8 +1,6 @@
 """What is set aside, over HTTP and as programs."""
 
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from sojourn.http.app import create_app
 from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
 
+from ..support.command_line import sojourn
 from ..support.facade import ON_ASYNCIO, UNKNOWN_ID, batch, client_of, new_session
 from ..support.poison import Fuse, with_fuse
 from ..support.serve import serve
@@ -136,19 +135,6 @@ async def hold(runtime: Runtime, session_id: str) -> None:
     payload = encode_mark(Hold(at=at, crash="RuntimeError: boom", traceback="..."))
     mark = Record(session_id, 0, 0, runtime.epoch, payload, RecordKind.QUARANTINE)
     await runtime._journal.append([mark])
-
-
-def sojourn(*arguments: str | Path, code: int = 0) -> str:
-    """What a command wrote to stdout, or to stderr where nothing came there."""
-    done = subprocess.run(
-        [sys.executable, "-m", "sojourn", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout or done.stderr
 
 
 def test_a_person_looks_and_decides_on_the_command_line(tmp_path: Path) -> None:

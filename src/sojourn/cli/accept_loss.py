@@ -16,7 +16,8 @@ def accept_loss(session: str, /, *, yes: Flag = False, json: Flag = False, where
     Args:
         session: an ID: the session's id, its beginning or end, last, or last~N.
         yes: don't ask.
-        json: one JSON document: session_id, first_seq, last_seq, seq (of the event that says so).
+        json: one JSON document: session_id, first_seq, last_seq, seq of the event that says so (null: what was lost is there
+            again, and the session goes on with it).
     """
 
     async def body(screen: Screen) -> int:
@@ -39,12 +40,13 @@ def accept_loss(session: str, /, *, yes: Flag = False, json: Flag = False, where
                 return 1
         async with server_of(where) as client:
             outcome = await client.accept_loss(session_id)
+        seq = None if outcome["duplicate"] else outcome["seq"]
         if json:
-            screen.json({"session_id": session_id, **damaged, "seq": outcome["seq"]})
+            screen.json({"session_id": session_id, **damaged, "seq": seq})
+        elif seq is None:
+            print(f"sojourn: {lost} are there again; it goes on with them", file=sys.stderr)
         else:
-            print(
-                f"sojourn: {session_id} goes on without them; event {outcome['seq']} says so", file=sys.stderr
-            )
+            print(f"sojourn: {session_id} goes on without them; event {seq} says so", file=sys.stderr)
         return 0
 
     return run(body)
