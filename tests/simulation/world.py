@@ -124,9 +124,9 @@ class World:
     # -- what clients ask of it ----------------------------------------------------------------------------------------
 
     async def running(self) -> Runtime:
-        """The runtime that is up, or comes up."""
-        while self.runtime is None:
-            await self._up.wait()
+        """The runtime that is up, or comes up. One that has just died hears nobody, though it does not know yet."""
+        while self.runtime is None or (self.mount is not None and self.mount.death is not None):
+            await (self._up.wait() if self.runtime is None else anyio.lowlevel.checkpoint())
         return self.runtime
 
     @property
