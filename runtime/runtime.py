@@ -166,8 +166,6 @@ class Runtime(Sessions):
         else:
             session_id = new_session_id(self._clock.now(), secrets.token_bytes(10))
         done: Done = await self._send(session_id, command, ack, None, size_bytes)
-        if not done.duplicate:
-            self._presence.sign(session_id, self._kernel.now)
         if ack is _MIRRORED:
             await self._reached(session_id, done.seq, None)
         record = await self._moved_record(session_id) if done.duplicate else None
@@ -223,8 +221,6 @@ class Runtime(Sessions):
                     self._ended(session_id, Ended(session_id))
                 elif command.type == SEAL:
                     self._ended(session_id, Sealed(session_id))
-                else:
-                    self._presence.sign(session_id, kernel.now)  # fresh: it has just stepped to answer us
             # An error that leaves holds this frame by its traceback, and the two hold the error: see `Following`.
             del parked, reply
         assert done is not None

@@ -118,6 +118,7 @@ class Sessions(ABC):
         place = stores.mirror
         self._around = Surroundings(
             epoch=epoch,
+            heard=self._heard,
             limits=settings.limits,
             now=clock.now(),
             note=stores.inflight.note,
@@ -413,6 +414,9 @@ class Sessions(ABC):
             self._mirror.snapshotted(session_id, seq)
 
     # -- for the parts ------------------------------------------------------------------------------------------------
+
+    def _heard(self, session_id: str) -> None:
+        self._presence.sign(session_id, self._kernel.now)
 
     def _read_clock(self) -> None:
         self._around.now = self._clock.now()

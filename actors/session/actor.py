@@ -23,10 +23,12 @@ class Surroundings:
     of a step share their time, and a reading a turn would cost a tenth of it. `note` and `page` are those of
     ports.Inflight. `mirrored`: records carry the documents that their events touched. `due`
     gathers which sessions have timers, and when the next one is due, for whoever wakes them: a hint, which may stand there
-    before its slot is committed."""
+    before its slot is committed. `heard` is told of a session that has not ended in the turn of a command to it: what is not
+    committed yet is a sign of life already."""
 
     due: dict[str, datetime] = field(factory=dict)
     epoch: int
+    heard: Callable[[str], object] = lambda session_id: None
     limits: Limits
     now: datetime
     note: Callable[[bytes, int, bytes], object] = lambda session_id, n, name: None
@@ -129,6 +131,9 @@ class SessionActor:
                 around.note(self._name, -1, command_digest(message).encode())
             limits = around.limits
             events = decide(state, message, around.now, limits)
+            header = state.header
+            if header is None or header.ended_at is None:
+                around.heard(state.session_id)
             if not events:
                 return Done(answer_seq(state, message), True)
             touched = self._touched

@@ -1,5 +1,6 @@
 """Sessions that nobody was heard of, in a whole runtime: how they end, and what keeps them alive."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sojourn.runtime.settings import Settings
 from sojourn.runtime.stores.memory import MemoryJournal
 
 from ..support import owner
-from ..support.faulty import TestClock
+from ..support.faulty import FaultyJournal, TestClock
 from ..support.tiers import memory_stores
 from ..support.wait import await_until
 
@@ -148,6 +149,27 @@ async def test_what_was_queued_before_goes_first_and_keeps_the_session(
         assert Done(head + 1) in answers
         assert False in answers
         assert (await runtime.record(session_id))["status"] == "paused"
+
+
+async def test_a_command_that_is_not_answered_yet_is_a_sign_of_life(stores: Stores, clock: TestClock) -> None:
+    journal = FaultyJournal()
+    async with over(evolve(stores, journal=journal), clock) as runtime:
+        session_id = await owner.create(runtime)
+        # So that a row that lags is none: its timer may be all that came since.
+        await owner.ask(runtime, session_id, type="timer.set", key="far", after_s=30 * DAY_S)
+        await runtime.page(CatalogQuery())
+        head = journal.heads()[session_id]
+        clock.pass_time(DAY_S + 1)
+        journal.hold_after = told = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(
+                partial(owner.ask, runtime, session_id, type="log.append", stream="stdout", text="x")
+            )
+            await await_until(lambda: journal.heads()[session_id] > head)
+            tasks.start_soon(runtime._abandoner.look)
+            await anyio.wait_all_tasks_blocked()
+            told.set()
+        assert (await runtime.record(session_id))["status"] == "running"
 
 
 async def test_a_session_that_was_set_aside_stays_as_it_is(stores: Stores, clock: TestClock) -> None:
