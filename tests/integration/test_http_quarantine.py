@@ -154,7 +154,7 @@ def test_a_person_looks_and_decides_on_the_command_line(tmp_path: Path) -> None:
     assert f"{session_id} 1, {session_id} 2" in told["quarantine"]["detail"]
     assert "sojourn quarantine show" in told["quarantine"]["remedy"]
     assert held in told["crash loops"]["detail"]
-    with serve(data, log=tmp_path / "serve.log"):
+    with serve(data, "--port", "0", log=tmp_path / "serve.log"):
         where = ("--data", data)
         assert "set aside, see `sojourn doctor`: RuntimeError: boom" in sojourn("show", held, *where)
         lines = sojourn("quarantine", "ls", *where).splitlines()

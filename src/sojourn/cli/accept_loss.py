@@ -21,24 +21,27 @@ def accept_loss(session: str, /, *, yes: Flag = False, json: Flag = False, where
     """
 
     async def body(screen: Screen) -> int:
-        async with where.open() as source:
+        # A server first: what is lost is known once the session was read back.
+        async with server_of(where) as client, where.open() as source:
             session_id = await resolve(source, session)
             damaged = (await source.record(session_id))["damaged"]
-        if damaged is None:
-            print(f"sojourn: {session_id} has lost nothing; nothing was done", file=sys.stderr)
-            return 0
-        lost = f"events {damaged['first_seq']} to {damaged['last_seq']} of {session_id}"
-        if not yes:
-            if not sys.stdin.isatty():
-                print(f"sojourn: {lost} are lost; say --yes to go on without them", file=sys.stderr)
-                return 2
-            print(
-                f"{lost} are lost. Go on without them for ever? [y/N] ", end="", file=sys.stderr, flush=True
-            )
-            if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-                print("sojourn: nothing was done", file=sys.stderr)
-                return 1
-        async with server_of(where) as client:
+            if damaged is None:
+                print(f"sojourn: {session_id} has lost nothing; nothing was done", file=sys.stderr)
+                return 0
+            lost = f"events {damaged['first_seq']} to {damaged['last_seq']} of {session_id}"
+            if not yes:
+                if not sys.stdin.isatty():
+                    print(f"sojourn: {lost} are lost; say --yes to go on without them", file=sys.stderr)
+                    return 2
+                print(
+                    f"{lost} are lost. Go on without them for ever? [y/N] ",
+                    end="",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+                    print("sojourn: nothing was done", file=sys.stderr)
+                    return 1
             outcome = await client.accept_loss(session_id)
         seq = None if outcome["duplicate"] else outcome["seq"]
         if json:
