@@ -40,8 +40,8 @@ def reason_for(after_s: float) -> str:
 
 
 class Abandoner:
-    """Looks, every few minutes and with jitter, at the sessions whose last event is old enough: the catalog has an index of
-    them, and none is brought into memory for it.
+    """Looks, every few minutes and with jitter, at the sessions whose last event is old enough: the catalog
+    names them, and none is brought into memory for it.
 
     Args:
         silent_s: seconds since the last sign of life of a session in this process, or since its start.

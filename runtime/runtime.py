@@ -288,6 +288,7 @@ class Runtime(Sessions):
         if recovered.missing is None:
             if session_id in self._set_aside:
                 await self._drop(session_id)  # it was put back meanwhile
+                self._projector.mark([session_id])
             return Done(recovered.state.seq, True)
         first_seq, last_seq = recovered.missing
         async with self._shelves.alone(session_id):

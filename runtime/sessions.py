@@ -475,11 +475,12 @@ class Sessions(ABC):
             return left
         recovered = await self._recovery.recover(session_id)
         if (
-            recovered.missing is not None
-            and session_id in self._journal.heads()
-            and session_id not in self._kernel.cells  # else it knows better by now
-        ):
-            self._set_aside[session_id] = recovered.missing
+            session_id in self._journal.heads() and session_id not in self._kernel.cells
+        ):  # else it knows better by now
+            if recovered.missing is not None:
+                self._set_aside[session_id] = recovered.missing
+            else:
+                self._set_aside.pop(session_id, None)
         state = recovered.state
         if state.header is None:
             return None

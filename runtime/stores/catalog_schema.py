@@ -49,7 +49,8 @@ MIGRATIONS = (
     ALTER TABLE session ADD COLUMN next_due_at INTEGER; -- microseconds since 1970, UTC
     CREATE INDEX session_by_due ON session(next_due_at, session_id) WHERE next_due_at IS NOT NULL;
     """,
-    # Who asks by the last change asks about thousands of sessions that rest, and, once in minutes, about those that do not.
+    # Who asks by the last change asks about thousands of sessions that rest, and, once in minutes, about those that do not:
+    # these are looked through one by one then.
     # An active session changes all the time, each time elsewhere in the index: three quarters of the pages that were written.
     """
     DROP INDEX session_by_tier_and_change;

@@ -192,8 +192,9 @@ async def test_a_session_that_was_set_aside_goes_on_once_what_it_lost_is_put_bac
         with pytest.raises(SetAside):  # it is not looked for again before a person says so, or it left memory
             await runtime.ask(session_id, log_line(n + 1))
         assert await runtime.accept_loss(session_id) == Done(record["seq"], True)
-        again = await runtime.record(session_id)
         (listed,) = await runtime.page(CatalogQuery(limit=1))
+        assert not runtime._is_set_aside(session_id)
+        again = await runtime.record(session_id)
         assert (again["seq"], again["damaged"], again["losses"]) == (record["seq"], None, [])
         assert (listed["seq"], listed["damaged"], listed["logs"]) == (record["seq"], None, record["logs"])
         assert await runtime.ask(session_id, log_line(n + 1)) == Done(record["seq"] + 1)

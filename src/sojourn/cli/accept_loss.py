@@ -16,8 +16,8 @@ def accept_loss(session: str, /, *, yes: Flag = False, json: Flag = False, where
     Args:
         session: an ID: the session's id, its beginning or end, last, or last~N.
         yes: don't ask.
-        json: one JSON document: session_id, first_seq, last_seq, seq of the event that says so (null: what was lost is there
-            again, and the session goes on with it).
+        json: one JSON document: session_id, first_seq, last_seq, seq of the event that says so (null: nothing had to be
+            accepted, as they are there again, or somebody was quicker).
     """
 
     async def body(screen: Screen) -> int:
@@ -43,9 +43,12 @@ def accept_loss(session: str, /, *, yes: Flag = False, json: Flag = False, where
                     print("sojourn: nothing was done", file=sys.stderr)
                     return 1
             outcome = await client.accept_loss(session_id)
+            losses = (await source.record(session_id))["losses"]
         seq = None if outcome["duplicate"] else outcome["seq"]
         if json:
             screen.json({"session_id": session_id, **damaged, "seq": seq})
+        elif seq is None and any(loss["first_seq"] == damaged["first_seq"] for loss in losses):
+            print(f"sojourn: {session_id} goes on without them already; nothing was done", file=sys.stderr)
         elif seq is None:
             print(f"sojourn: {lost} are there again; it goes on with them", file=sys.stderr)
         else:
