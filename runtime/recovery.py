@@ -273,10 +273,12 @@ class History:
 
 async def snapshot_names(objects: Objects, session_id: str) -> list[str]:
     """A session's snapshots, newest first."""
-    names = [
-        name async for name in objects.list(session_folder(session_id)) if snapshot_seq(name) is not None
+    found = [
+        (seq, name)
+        async for name in objects.list(session_folder(session_id))
+        if (seq := snapshot_seq(name)) is not None
     ]
-    return sorted(names, key=lambda name: snapshot_seq(name) or 0, reverse=True)
+    return [name for _, name in sorted(found, reverse=True)]
 
 
 def _accepted(hole: tuple[int, int], state: SessionState) -> bool:

@@ -13,6 +13,18 @@ from .actor import ActorContext, Cell, Job
 from .park import Gate
 from .scheduler import Kernel
 
+Start = tuple[Cell, ActorContext]
+
+
+class _Starter:
+    """A task that starts actors, and the one it is at."""
+
+    __slots__ = ("gate", "start")
+
+    def __init__(self, start: Start) -> None:
+        self.gate = Gate()
+        self.start: Start | None = start
+
 
 class Driver:
     """Runs a kernel until cancelled. Starts and jobs run as tasks beside it and end with it."""
@@ -21,11 +33,13 @@ class Driver:
         self._kernel = kernel
         self._alarm_at = math.inf
         self._alarm_moved = Gate()
+        self._waiting: list[_Starter] = []  # for something to start
 
     async def run(self, started: Callable[[], None]) -> None:
         """A child of a supervisor: calls `started` once it drives."""
         kernel = self._kernel
         clock = kernel.clock
+        self._waiting.clear()  # they ended with the run before
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._ring)
             started()
@@ -59,27 +73,38 @@ class Driver:
         kernel = self._kernel
         starts, kernel.starts = kernel.starts, []
         jobs, kernel.jobs = kernel.jobs, []
-        for cell, context in starts:
-            tasks.start_soon(self._start, cell, context)
+        for start in starts:
+            if self._waiting:
+                starter = self._waiting.pop()
+                starter.start = start
+                starter.gate.wake()
+            else:
+                tasks.start_soon(self._start, start)
         for job in jobs:
             tasks.start_soon(self._work, job)
 
-    async def _start(self, cell: Cell, context: ActorContext) -> None:
+    async def _start(self, first: Start) -> None:
+        """Starts one actor after the other, and waits in between: a task for each would cost as much as reading a small session
+        back. There are never more of these than starts at once."""
         kernel = self._kernel
-        while True:
-            try:
-                actor = await cell.spec.start(context)
-            except anyio.get_cancelled_exc_class():
-                kernel.start_cancelled(cell)
-                raise
-            except Exception as error:  # noqa: BLE001 - judged there: an answer, or a crash
-                kernel.start_failed(cell, error)
-            else:
-                kernel.started(cell, actor)
-            if not kernel.starts:
-                return
-            # Whoever waited for this one's end: a task of its own would cost as much as reading a small session back.
-            cell, context = kernel.starts.pop(0)
+        starter = _Starter(first)
+        try:
+            while True:
+                while starter.start is not None:
+                    cell, context = starter.start
+                    try:
+                        actor = await cell.spec.start(context)
+                    except Exception as error:  # noqa: BLE001 - judged there: an answer, or a crash
+                        kernel.start_failed(cell, error)
+                    else:
+                        kernel.started(cell, actor)
+                    starter.start = kernel.starts.pop(0) if kernel.starts else None
+                self._waiting.append(starter)
+                await starter.gate.wait()
+        except anyio.get_cancelled_exc_class():
+            if starter.start is not None:
+                kernel.start_cancelled(starter.start[0])
+            raise
 
     async def _work(self, job: Job) -> None:
         if job.ended:  # cancelled before it ran

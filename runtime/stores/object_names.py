@@ -3,8 +3,9 @@
 import re
 
 TEMPORARY = ".tmp-"  # what a file of a write under way is called
-_PART = re.compile(r"[A-Za-z0-9._-]{1,255}", re.ASCII)
 _PARTS_MAX = 8
+_PART = rf"(?!\.\.?(?:/|\Z)|{re.escape(TEMPORARY)})[A-Za-z0-9._-]{{1,255}}"
+_NAME = re.compile(rf"{_PART}(?:/{_PART}){{0,{_PARTS_MAX - 1}}}")
 
 
 def check_name(name: str) -> str:
@@ -13,8 +14,7 @@ def check_name(name: str) -> str:
     Raises:
         ValueError: it is none.
     """
-    parts = name.split("/")
-    if len(parts) > _PARTS_MAX or not all(map(_is_part, parts)):
+    if _NAME.fullmatch(name) is None:
         raise ValueError(
             f"{name!r} is no object name: 1 to {_PARTS_MAX} parts of [A-Za-z0-9._-], not . or .."
         )
@@ -24,7 +24,3 @@ def check_name(name: str) -> str:
 def check_prefix(prefix: str) -> str:
     """`prefix` as names begin with it: empty, or a name and a slash."""
     return f"{check_name(prefix)}/" if prefix else ""
-
-
-def _is_part(part: str) -> bool:
-    return _PART.fullmatch(part) is not None and part not in (".", "..") and not part.startswith(TEMPORARY)

@@ -12,6 +12,7 @@ import errno
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,6 +33,7 @@ _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 # Larger ones take longer to decode than the way to the pool does.
 SMALL_BYTES_MAX = 64 * 1024
 SMALL_FILES_MAX = 1_000
+NAMES_AT_ONCE = 200  # of a long list
 
 
 class FolderObjects:
@@ -62,9 +64,15 @@ class FolderObjects:
 
     async def list(self, prefix: str) -> AsyncIterator[str]:
         start = check_prefix(prefix)
-        names = await self._read(self._flat, start)
-        for name in names if names is not None else await self._run(lambda: sorted(self._names(start))):
-            yield name
+        flat = await self._read(self._flat, start)
+        if flat is not None:
+            for name in flat:
+                yield name
+            return
+        names = self._names(start)
+        while some := await self._run(lambda: list(islice(names, NAMES_AT_ONCE))):
+            for name in some:
+                yield name
 
     async def delete(self, name: str) -> None:
         await self._run(lambda: self._delete(self._root / check_name(name)))
@@ -73,7 +81,7 @@ class FolderObjects:
         """Removes what broken writes and deletions left behind below `prefix`, temporary files and empty folders, and says
         how many files. Only while nobody writes there."""
         start = check_prefix(prefix)
-        return await self._run(lambda: self._sweep(self._root / start))
+        return await self._run(lambda: self._sweep(f"{self._root}/{start}")[0])
 
     async def _run(self, work: Callable[[], T]) -> T:
         try:
@@ -141,7 +149,7 @@ class FolderObjects:
         return ObjectMissing(f"there is no object {name} in {self._root}")
 
     def _flat(self, start: str) -> Sequence[str] | None:
-        """What `list` gives; None where there are folders, or very many files."""
+        """What `list` gives; None where there are folders, or very many files. As few steps as will do, as for `_small`."""
         names: list[str] = []
         try:
             with os.scandir(f"{self._root}/{start}") as entries:
@@ -155,10 +163,21 @@ class FolderObjects:
         return sorted(names)
 
     def _names(self, start: str) -> Iterator[str]:
-        for folder, _, files in os.walk(self._root / start, onerror=_raise_unless_missing):
-            for file in files:
-                if not file.startswith(TEMPORARY):
-                    yield self._name(Path(folder) / file)
+        """In the order of `list`, folder by folder as they are asked for."""
+        for name in self._entries(start):
+            if name.endswith("/"):
+                yield from self._names(name)
+            else:
+                yield name
+
+    def _entries(self, start: str) -> Sequence[str]:
+        """What is in a folder, sorted; folders end with a slash, and links to folders are left out."""
+        with _folder(f"{self._root}/{start}") as entries:
+            return sorted(
+                f"{start}{entry.name}/" if entry.is_dir() else start + entry.name
+                for entry in entries
+                if not entry.name.startswith(TEMPORARY) and not (entry.is_symlink() and entry.is_dir())
+            )
 
     def _delete(self, path: Path) -> None:
         try:
@@ -177,16 +196,24 @@ class FolderObjects:
         with contextlib.suppress(FileNotFoundError):
             sync_folder(folder)
 
-    def _sweep(self, start: Path) -> int:
-        swept = 0
-        for folder, _, files in os.walk(start, topdown=False, onerror=_raise_unless_missing):
-            for file in files:
-                if file.startswith(TEMPORARY):
-                    (Path(folder) / file).unlink(missing_ok=True)
+    def _sweep(self, folder: str) -> tuple[int, bool]:
+        """How many files went, and whether nothing is left there."""
+        swept, is_empty = 0, True
+        with _folder(folder) as entries:
+            for entry in tuple(entries):
+                if entry.is_dir(follow_symlinks=False):
+                    more, emptied = self._sweep(entry.path)
+                    swept += more
+                    if emptied:
+                        os.rmdir(entry.path)
+                    else:
+                        is_empty = False
+                elif entry.name.startswith(TEMPORARY):
+                    os.unlink(entry.path)
                     swept += 1
-            if Path(folder) != start and not os.listdir(folder):
-                Path(folder).rmdir()
-        return swept
+                else:
+                    is_empty = False
+        return swept, is_empty
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()
@@ -205,7 +232,13 @@ def _write_all(descriptor: int, data: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def _raise_unless_missing(error: OSError) -> None:
-    """For `os.walk`, which leaves out what it cannot read unless told otherwise."""
-    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
-        raise error
+@contextlib.contextmanager
+def _folder(path: str) -> Iterator[Iterator["os.DirEntry[str]"]]:
+    """What is in it; nothing, where there is no such folder."""
+    try:
+        entries = os.scandir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        yield iter(())
+        return
+    with entries:
+        yield entries
