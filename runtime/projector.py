@@ -13,6 +13,7 @@ from attrs import evolve
 from ..actors.errors import CallerError, Damaged, IntensityExceeded, StoreError
 from ..actors.ports import Catalog, CatalogQuery, CatalogRow
 from ..actors.session.record import encode_record
+from .resting import Rest
 
 log = structlog.get_logger("sojourn.catalog")
 
@@ -92,12 +93,12 @@ class CatalogProjector:
             pending = sorted(dirty)
             try:
                 while pending:
-                    began = anyio.current_time()
+                    rest = Rest(REST_FACTOR)
                     size = ROWS_A_WRITE if self._waited_for else ROWS_A_SLICE
                     await self._catalog.put(await self._rows(pending[:size]))
                     del pending[:size]
                     if pending and not self._waited_for:
-                        await anyio.sleep(REST_FACTOR * (anyio.current_time() - began))
+                        await rest()
             finally:
                 self._dirty.update(pending)
 

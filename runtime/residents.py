@@ -16,18 +16,17 @@ from ..actors.kernel.actor import Cell
 from ..actors.kernel.park import Gate
 from ..actors.kernel.scheduler import Kernel
 from ..actors.session.model import SessionState
+from .resting import Rest
 
 # The states are measured so often: between two measurements they grow by what comes in meanwhile.
 MEASURE_EVERY_S = 10.0
-# Then others have their turn: a look at 1,000 sessions takes half a millisecond, and so do 20 that leave while their rows of
-# the catalog are still to be written.
-SLICE_S = 0.001
+# Of a look: some 500 sessions, or 20 that leave while their rows of the catalog are still to be written.
+SLICE_S = 0.00025
 SLICE_SESSIONS = 1_000
 SESSIONS_A_CLOCK = 20
 # Where a bound is passed, a sixteenth is freed at once: a look at all sessions costs more than one session's leaving.
 FREED_SHARE = 1 / 16
-# Where nothing is idle, looking again and again frees nothing: it takes a fifth of the time at most.
-REST_FACTOR = 4.0
+# Between two looks: where nothing is idle, looking again and again frees nothing.
 REST_MIN_S = 0.05
 
 
@@ -93,13 +92,11 @@ class Residents:
     async def run(self, started: Callable[[], None]) -> None:
         """A child of a supervisor; runs until cancelled."""
         started()
-        clock = self._kernel.clock
         while True:
             with anyio.move_on_after(min(self._after_s / 5, MEASURE_EVERY_S)):
                 await self._pressed.wait()
-            began = clock()
-            await self._look(began)
-            await anyio.sleep(max(REST_MIN_S, REST_FACTOR * (clock() - began)))
+            await self._look(self._kernel.clock())
+            await anyio.sleep(REST_MIN_S)
 
     def _is_pressed(self, sessions: int) -> bool:
         return sessions > self._sessions_max or self._states_bytes > self._states_bytes_max
@@ -109,6 +106,7 @@ class Residents:
         sessions_before, bytes_before = self._sessions, self._states_bytes
         # Each is taken out as it is looked at: what holds all until the end frees all who have left in one go.
         cells = list(self._kernel.cells.values())
+        rest = Rest()
         while cells:
             for _ in self._slice(cells):
                 cell = cells.pop()
@@ -120,7 +118,7 @@ class Residents:
                 sessions += 1
                 states_bytes += _state_bytes(cell)
             del cell
-            await checkpoint()
+            await rest()
         # Those that have started meanwhile were counted as they did.
         self._sessions += sessions - sessions_before
         self._states_bytes += states_bytes - bytes_before
@@ -130,6 +128,7 @@ class Residents:
     async def _oldest_first(self) -> Iterator[tuple[float, str]]:
         """When each session was active, and its id; sorted in parts, because all at once would hold the others up."""
         cells = list(self._kernel.cells.values())
+        rest = Rest()
         parts: list[list[tuple[float, str]]] = []
         while cells:
             part = []
@@ -139,7 +138,7 @@ class Residents:
                     part.append((cell.active_at, cell.actor_id))
             part.sort()
             parts.append(part)
-            await checkpoint()
+            await rest()
         return heapq.merge(*parts)
 
     async def _make_room(self, oldest: Iterator[tuple[float, str]]) -> None:
@@ -155,7 +154,7 @@ class Residents:
                 self._states_bytes -= freed_bytes
                 self._pressed_out += 1
             if looked % SESSIONS_A_CLOCK == 0:
-                await checkpoint()
+                await checkpoint()  # and no rest: others come in meanwhile
 
     def _slice(self, cells: list[Cell]) -> Iterator[None]:
         """Once for each of the next cells, of which the caller takes one out each time, until others must have their turn."""

@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Sequence
 import anyio
 import structlog
 from anyio import to_thread
-from anyio.lowlevel import checkpoint
 
 from ..actors.errors import SojournError
 from ..actors.ports import Journal
@@ -14,15 +13,15 @@ from ..actors.session.codec import encode_snapshot
 from ..actors.session.model import SessionState
 from .layout import snapshot_name, snapshot_path, snapshot_seq
 from .recovery import snapshot_names
+from .resting import Rest
 from .shelves import Shelves
 from .verified import put_and_read_back
 
 log = structlog.get_logger("sojourn.snapshots")
 
 SNAPSHOTS_KEPT = 2
-# Most have too little for a snapshot, and are only looked at: an eighth of a millisecond. At 200 an ask, which takes several
-# rounds of the event loop, waited for 6 ms while 8,000 were looked at.
-LOOKED_A_SLICE = 25
+# Most have too little for a snapshot, and are only looked at: a quarter of a millisecond.
+LOOKED_A_SLICE = 50
 INLINE_BYTES_MAX = 32 * 1024  # encoded at once: a hop to a thread would take longer
 
 
@@ -53,13 +52,13 @@ class Snapshotter:
         self._copy = copy
         self._interval_s = interval_s
         self._journal_bytes_min = journal_bytes_min
-        self._changed: set[str] = set()
+        self._changed: dict[str, None] = {}  # a set with an order, which needs no sorting
         self._seqs: dict[str, int] = {}  # of those in memory that have one: most never get so large
         self.written = 0
 
     def mark(self, session_ids: Sequence[str]) -> None:
         """These have changed; called for every commit."""
-        self._changed.update(session_ids)
+        self._changed.update(dict.fromkeys(session_ids))
 
     def recovered(self, session_id: str, snapshot_seq: int) -> None:
         """A session was read back, beginning with a snapshot of this seq (0: none)."""
@@ -89,17 +88,20 @@ class Snapshotter:
 
     async def write_due(self) -> None:
         """Write a snapshot of every session that is due for one."""
-        changed, self._changed = self._changed, set()
-        for number, session_id in enumerate(sorted(changed), 1):
-            if number % LOOKED_A_SLICE == 0:
-                await checkpoint()
+        changed, self._changed = self._changed, {}
+        looked, rest = 0, Rest()
+        for session_id in changed:
             tail_bytes = self._journal.pending_bytes(session_id, self._seqs.get(session_id, 0))
             if tail_bytes < self._journal_bytes_min:
+                looked += 1
+                if looked % LOOKED_A_SLICE == 0:
+                    await rest()
                 continue
             try:
                 await self._write(await self._copy(session_id), tail_bytes)
             except SojournError as error:
                 self._failed(session_id, error)
+            rest = Rest()  # a write is waiting, mostly, and no reason to rest
 
     async def offer(self, state: SessionState) -> None:
         """Write this copy of a session in memory as its snapshot, where it is due for one and nobody else writes its objects
@@ -113,7 +115,7 @@ class Snapshotter:
                 self._failed(session_id, error)
 
     def _failed(self, session_id: str, error: SojournError) -> None:
-        self._changed.add(session_id)
+        self._changed[session_id] = None
         log.error(
             "snapshot.failed",
             session=session_id,

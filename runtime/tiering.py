@@ -49,6 +49,7 @@ from .manifest import (
 from .merging import Merger
 from .projector import catalog_row
 from .recovery import SNAPSHOT_BYTES_MAX, History, Recovered, Recovery
+from .resting import Rest
 from .segments import (
     SEGMENT_BYTES_FULL,
     pack,
@@ -62,6 +63,7 @@ log = structlog.get_logger("sojourn.tiering")
 
 SESSIONS = "sessions"  # the folder of all sessions' objects
 PAGE_ROWS = 200
+LOOKED_A_SLICE = 100  # of all sessions' folders, after a start, when everybody comes back
 _ENDED = frozenset(status.value for status in ENDED)
 
 
@@ -330,7 +332,11 @@ class Tiering:
         recent = set(await self._catalog.in_tier(RECENT, updated_before=far, limit=1 << 62))
         heads = self._journal.heads()
         found, missing = [], recent.copy()
+        looked, rest = 0, Rest()
         async for session_id, names in by_session(self._shelves.recent):
+            looked += 1
+            if looked % LOOKED_A_SLICE == 0:
+                await rest()
             missing.discard(session_id)
             complete = manifest_name(session_id) in names
             if complete and (session_id in heads or (session_id in recent and _has_superseded(names))):
