@@ -48,7 +48,10 @@ class JournalRows:
         self._columns = _Columns()
         self._emptied = 0  # rows in the columns that may go
         self._lost: list[tuple[int, int]] = []  # number and size of the rows of which nothing can be read
-        self._disposable: deque[tuple[int, int]] = deque()  # number and size of the rows that may go
+        self._disposable: deque[tuple[int, int]] = (
+            deque()
+        )  # number and size of the rows that may go, in order,
+        self._freed: list[tuple[int, int]] = []  # and of those that may go since then
 
     def add(self, number: int, size_bytes: int, pins: int) -> None:
         """A newest row, of which `pins` records are needed."""
@@ -87,7 +90,7 @@ class JournalRows:
         columns = self._columns
         if not columns.sizes[at]:
             return
-        self._disposable.append((columns.numbers[at], columns.sizes[at]))
+        self._freed.append((columns.numbers[at], columns.sizes[at]))
         columns.sizes[at] = 0
         self._emptied += 1
         if 2 * self._emptied > len(columns.sizes):
@@ -103,11 +106,16 @@ class JournalRows:
         if self._lost:
             columns = self._columns
             needed = next(compress(columns.numbers, columns.sizes), self.newest)
-            self._disposable += [row for row in self._lost if row[0] < needed]
+            self._freed += [row for row in self._lost if row[0] < needed]
             self._lost = [row for row in self._lost if row[0] >= needed]
 
     def disposable(self, bytes_max: int, rows_max: int) -> list[tuple[int, int]]:
-        """Number and size of the first rows that may go: as many as hold no more than this, and one at least."""
+        """Number and size of the first rows that may go: as many as hold no more than this, and one at least. By number, as they
+        lie in the file: those that came free together lie all over it, and where they went in that order each page was written
+        several times, 16 MB of log for 4 MB of rows."""
+        if self._freed:
+            self._disposable = deque(sorted([*self._disposable, *self._freed]))
+            self._freed = []
         sizes = accumulate(size for _, size in self._disposable)
         count = next((at for at, held in enumerate(sizes) if held > bytes_max), len(self._disposable))
         return list(islice(self._disposable, min(max(count, 1), rows_max)))

@@ -26,7 +26,7 @@ def test_a_row_may_go_once_all_its_records_are_unpinned() -> None:
     rows.unpin([2])
     assert disposable(rows) == []
     rows.unpin([2, 1])
-    assert disposable(rows) == [2, 1]
+    assert disposable(rows) == [1, 2]  # as they lie in the file
 
 
 def test_the_newest_row_may_go_once_it_is_not() -> None:
@@ -47,7 +47,7 @@ def test_an_unreadable_row_may_go_once_no_older_one_is_needed() -> None:
     assert disposable(rows) == [1]
     rows.unpin([2, 4])
     rows.dispose_of_lost()
-    assert disposable(rows) == [1, 2, 4, 3]
+    assert disposable(rows) == [1, 2, 3, 4]
 
 
 def test_what_may_go_is_given_in_parts_and_counted_until_it_is_gone() -> None:
