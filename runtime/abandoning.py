@@ -3,6 +3,7 @@
 Signs of life are not stored. So the last one of a session is the latest of three: what it was told in this process, its last
 event, and the start of this process: a reporter that found no server for a day is not taken to be gone. A timer that fires is
 an event and no sign of life, so the last event of a session with timers says nothing: what it was told in this process does.
+A wall clock that is set counts as a start: what it said of last events before is no measure any more.
 """
 
 import random
@@ -44,7 +45,8 @@ class Abandoner:
     names them, and none is brought into memory for it.
 
     Args:
-        silent_s: seconds since the last sign of life of a session in this process, or since its start.
+        silent_s: seconds since the last sign of life of a session in this process, or since its start; a session whose last
+            sign was its last event may have been silent for less.
         give_up: ends a session as the message says, durable on return; False where it shows life after all.
         is_set_aside: whether it takes nothing until a person accepts a loss.
         hindered: whether changes are refused just now.
@@ -133,7 +135,8 @@ class Abandoner:
         return level and self._silent_s(session_id) >= self._after_s
 
     async def _end(self, session_id: str, failing: dict[str, str]) -> None:
-        message = GiveUp(self._journal.heads()[session_id], reason_for(self._after_s))
+        before = self._clock.now() - timedelta(seconds=self._after_s)
+        message = GiveUp(self._journal.heads()[session_id], reason_for(self._after_s), before)
         try:
             if await self._give_up(session_id, message):
                 self.abandoned += 1

@@ -402,10 +402,13 @@ class Sessions(ABC):
         self._left_memory(session_id)
 
     def _left_memory(self, session_id: str, state: SessionState | None = None) -> None:
-        if state is not None and state.header is not None and self._projector.is_behind(session_id):
-            # Else the catalog would read it back to write its row: where many come and go, that was most of the reading.
-            path = self._snapshotter.path(session_id)
-            self._records_to_list[session_id] = public_record(state, epoch=self.epoch, snapshot_path=path)
+        if state is not None and state.header is not None:
+            if self._projector.is_behind(session_id):
+                # Else the catalog would read it back to write its row: where many come and go, that was most of the reading.
+                path = self._snapshotter.path(session_id)
+                self._records_to_list[session_id] = public_record(state, epoch=self.epoch, snapshot_path=path)
+            if state.updated_at is not None and not state.timers:
+                self._presence.rests(session_id, state.updated_at)
         self._snapshotter.forget(session_id)
         self._snapshotted(session_id, self._journal.heads().get(session_id, 0))
 
@@ -461,6 +464,8 @@ class Sessions(ABC):
         """For the catalog. A session that is not in memory is read without bringing it there. One that was handed over has
         its row from there."""
         left = self._records_to_list.pop(session_id, None)
+        if not self._records_to_list:
+            self._records_to_list = {}  # an emptied one keeps the room it once took
         head = self._journal.heads().get(session_id)
         if head is None:
             return None

@@ -88,16 +88,11 @@ class Driver:
         back. There are never more of these than starts at once."""
         kernel = self._kernel
         starter = _Starter(first)
+        del first  # what one that waits refers to stays in memory
         try:
             while True:
                 while starter.start is not None:
-                    cell, context = starter.start
-                    try:
-                        actor = await cell.spec.start(context)
-                    except Exception as error:  # noqa: BLE001 - judged there: an answer, or a crash
-                        kernel.start_failed(cell, error)
-                    else:
-                        kernel.started(cell, actor)
+                    await self._start_one(*starter.start)
                     starter.start = kernel.starts.pop(0) if kernel.starts else None
                 self._waiting.append(starter)
                 await starter.gate.wait()
@@ -105,6 +100,14 @@ class Driver:
             if starter.start is not None:
                 kernel.start_cancelled(starter.start[0])
             raise
+
+    async def _start_one(self, cell: Cell, context: ActorContext) -> None:
+        try:
+            actor = await cell.spec.start(context)
+        except Exception as error:  # noqa: BLE001 - judged there: an answer, or a crash
+            self._kernel.start_failed(cell, error)
+        else:
+            self._kernel.started(cell, actor)
 
     async def _work(self, job: Job) -> None:
         if job.ended:  # cancelled before it ran

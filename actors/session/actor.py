@@ -71,10 +71,11 @@ class AcceptLoss:
 @frozen
 class GiveUp:
     """Nobody was heard of since the session's event `seq`, and `reason` says for how long. It is answered by Done, or by None
-    where something has happened since: what was queued before goes first."""
+    where something has happened since (what was queued before goes first), or that event is not from `before`."""
 
     seq: int
     reason: str
+    before: datetime
 
 
 @frozen
@@ -162,7 +163,7 @@ class SessionActor:
         return self._happens(Event(at, None, body, state.seq + 1, HISTORY_LOST.event))
 
     def _end(self, message: GiveUp) -> Done | None:
-        event = abandon(self.state, message.seq, message.reason, self._around.now)
+        event = abandon(self.state, message.seq, message.reason, self._around.now, message.before)
         return self._happens(event) if event is not None else None
 
     def _happens(self, event: Event) -> Done:

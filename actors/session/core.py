@@ -109,11 +109,14 @@ def decide(state: SessionState, command: Command, now: datetime, limits: Limits)
     return (Event(at, cause, command.body, state.seq + 1, event),)
 
 
-def abandon(state: SessionState, seq: int, reason: str, now: datetime) -> Event | None:
+def abandon(state: SessionState, seq: int, reason: str, now: datetime, before: datetime) -> Event | None:
     """The end of a session that nobody was heard of since its event `seq`; None where something has happened to it since,
-    or it is over. `state` stays as it is; `now` as for `decide`."""
+    or it is over. So, too, where that event is not from `before`: a session with timers may have made it by itself, and no
+    other. `state` stays as it is; `now` as for `decide`."""
     header, last = state.header, state.updated_at
     if header is None or last is None or state.seq != seq or header.status not in ABANDONED.legal:
+        return None
+    if last > before and not state.timers:
         return None
     return Event(max(now, last), None, Abandon(reason=reason), seq + 1, ABANDONED.event)
 

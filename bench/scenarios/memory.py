@@ -1,8 +1,8 @@
 """Memory of live sessions with 20 events each (10,000), by the growth of resident memory, in a process of its own:
 `bytes_a_session` at rest in memory; `active_bytes` while each has an ask under way; `passivated_bytes` once all have left
-memory, when the journal's index is what remains: of what the interpreter allocated then, `passivated_index_bytes` are
-the index's and `passivated_beyond_bytes` all else's, by tracemalloc over 3,000 sessions; the rest of the growth is memory
-that the allocator keeps. The ceiling is the folded states alone."""
+memory beside as many that had left before, when the journal's index is what remains: of what the interpreter allocated
+then, `passivated_index_bytes` are the index's and `passivated_beyond_bytes` all else's, by tracemalloc over 3,000 sessions;
+the rest of the growth is memory that the allocator keeps. The ceiling is the folded states alone."""
 
 import asyncio
 import gc
@@ -165,7 +165,8 @@ def _allocated() -> Counter[str]:
 
 
 async def _passivated(sessions: int, look: Callable[[], T]) -> tuple[T, T]:
-    """Filled as before, in a runtime that lets sessions go at once: what is seen before and when all have left."""
+    """Filled as before, in a runtime that lets sessions go at once: what is seen when `sessions` have left memory, and when as
+    many again have. What is taken once, and not for each, is there by then: tasks that wait, the room of tables."""
     async with open_runtime(passivate_after_s=0.5) as runtime:
 
         async def session(number: int) -> None:
@@ -178,14 +179,17 @@ async def _passivated(sessions: int, look: Callable[[], T]) -> tuple[T, T]:
                 command.source, command.n = SOURCE, n
             await runtime.ask_batch(record["session_id"], lines)
 
-        await session(0)
-        before = look()
-        await at_once(session, sessions)
-        tiering_alone = 1
-        while runtime.statistics().kernel.actors > tiering_alone:
-            await anyio.sleep(0.1)
-        await catalog_written(runtime)  # until then the public records of those who left are kept for it
-        return before, look()
+        async def fill() -> T:
+            await at_once(session, sessions)
+            tiering_alone = 1
+            while runtime.statistics().kernel.actors > tiering_alone:
+                await anyio.sleep(0.1)
+            # Until then the public records of those who left are kept for the one, and their names for the other.
+            await catalog_written(runtime)
+            await runtime._snapshotter.write_due()  # within 30 s it would come by itself
+            return look()
+
+        return await fill(), await fill()
 
 
 async def _states(sessions: int) -> dict[str, float]:

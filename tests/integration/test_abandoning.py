@@ -141,7 +141,7 @@ async def test_what_was_queued_before_goes_first_and_keeps_the_session(
             answers.append(await runtime.ask(session_id, read_command({"type": "session.pause"})))
 
         async def give_up() -> None:
-            answers.append(await runtime._give_up(session_id, GiveUp(head, "no sign of life")))
+            answers.append(await runtime._give_up(session_id, GiveUp(head, "no sign of life", clock.now())))
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(report)

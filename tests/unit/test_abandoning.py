@@ -130,7 +130,8 @@ async def test_a_silent_session_is_ended_once_the_time_has_passed_since_the_star
         assert stage.ended == {}
         await trio.sleep(2 * look_every_s(DAY_S))
         assert DAY_S <= stage.ended["a"] <= DAY_S + 1.2 * look_every_s(DAY_S)
-        assert stage.messages == [GiveUp(3, "no sign of life for 24 h")]
+        before = START + timedelta(seconds=stage.ended["a"] - DAY_S)
+        assert stage.messages == [GiveUp(3, "no sign of life for 24 h", before)]
         await trio.sleep(2 * DAY_S)
         assert (len(stage.messages), abandoner.abandoned) == (1, 1)
 

@@ -96,7 +96,7 @@ def session(status: Status = Status.RUNNING) -> SessionState:
 
 
 def give_up(state: SessionState, *, now: datetime = NOW) -> Event | None:
-    event = abandon(state, state.seq, "silence", now)
+    event = abandon(state, state.seq, "silence", now, now)
     if event is not None:
         apply(state, event, limits=LIMITS)
     return event
@@ -205,8 +205,16 @@ def test_a_session_to_which_something_has_happened_since_is_not_abandoned() -> N
     state = session()
     seq = state.seq
     do(state, Command("session.pause", Pause()))
-    assert abandon(state, seq, "silence", NOW) is None
-    assert abandon(SessionState(session_id="sess_1"), 0, "silence", NOW) is None
+    assert abandon(state, seq, "silence", NOW, NOW) is None
+    assert abandon(SessionState(session_id="sess_1"), 0, "silence", NOW, NOW) is None
+
+
+def test_a_session_whose_last_event_is_too_young_is_abandoned_only_where_a_timer_may_have_made_it() -> None:
+    state = session()
+    before = NOW - timedelta(seconds=1)
+    assert abandon(state, state.seq, "silence", NOW, before) is None
+    do(state, Command("timer.set", SAMPLE["timer.set"]))
+    assert abandon(state, state.seq, "silence", NOW, before) is not None
 
 
 def test_no_command_from_outside_abandons_a_session() -> None:

@@ -103,7 +103,7 @@ def test_a_loss_that_is_accepted_stands_among_the_documents() -> None:
 def test_a_session_that_is_abandoned_has_another_header() -> None:
     actor = SessionActor(session(), Surroundings(epoch=1, limits=Limits(), now=NOW, mirrored=True))
     before = dict(all_documents(actor.state))
-    actor.receive(GiveUp(actor.state.seq, "silence"))
+    actor.receive(GiveUp(actor.state.seq, "silence", NOW))
     record = actor.close_slot()
     assert record is not None
     fold_into(before, record.documents)

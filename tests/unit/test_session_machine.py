@@ -263,11 +263,13 @@ class SessionAgainstAList(RuleBasedStateMachine):
             body = RecordResult(case_id=case_id, duration_s=0.5, message=message, outcome=outcome)
             self.send(Command("result.record", body))
 
-    @rule(behind=st.sampled_from([0, 0, 1]))
-    def is_given_up(self, behind: int) -> None:
+    @rule(behind=st.sampled_from([0, 0, 1]), too_young=st.booleans())
+    def is_given_up(self, behind: int, too_young: bool) -> None:
         now = NOON + timedelta(seconds=self.wall_s)
-        event = abandon(self.state, self.state.seq - behind, "silence", now)
-        if self.status() in ("created", "running", "paused") and not behind:
+        before = (self.state.updated_at or now) - timedelta(seconds=too_young)
+        event = abandon(self.state, self.state.seq - behind, "silence", now, before)
+        may_end = self.status() in ("created", "running", "paused") and not behind
+        if may_end and (self.state.timers or not too_young):
             assert event is not None
             self.takes_effect(Happened(Command("session.abandon", event.data), self.now_s()), event)
         else:
