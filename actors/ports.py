@@ -124,7 +124,8 @@ class Journal(Protocol):
 
     async def read_several(self, after: Mapping[str, int]) -> Mapping[str, Sequence[Record]]:
         """What `read` gives of each of these sessions above its seq, as far as it can be read; of one that is not here,
-        nothing. For sessions that were written at the same time it costs as much as reading one of them.
+        nothing. For sessions that were written at the same time it costs as much as reading one of them. Records of one epoch
+        that follow each other may come joined to one.
 
         Raises:
             StoreUnavailable: as for `append`. Damage does not raise: what does not carry its checksum is left out with all

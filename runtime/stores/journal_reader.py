@@ -224,18 +224,18 @@ class JournalReader:
         """The next rows of it. Where they cannot be read, it finds nothing there: what that means is said where a session is
         read by itself."""
         some = sweep.next_rows()
-        rows: dict[int, tuple[bytes, int]] = {}
         with self._turn:
             try:
                 data, lengths = self._connected().execute(_READ_ROWS, (json.dumps(some),)).fetchone()
             except sqlite3.Error:
                 self._disconnect()
-                lengths = "[]"
+                data, lengths = b"", "[]"
+        starts: dict[int, int] = {}
         at = 0
         for row, length in json.loads(lengths):
-            rows[row] = data, at
+            starts[row] = at
             at += length
-        sweep.take(some[-1], rows)
+        sweep.take(some, data or b"", starts)
 
     @contextmanager
     def kept_out(self) -> Iterator[None]:

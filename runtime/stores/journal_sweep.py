@@ -5,76 +5,83 @@ A row holds what all sessions committed at one moment, and SQLite takes a row wh
 than it was emptied.
 """
 
+import struct
 from array import array
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import overload
+from itertools import accumulate, takewhile
+from zlib import crc32
 
 from attrs import define, field
 
 from ...actors.ports import Record
 from . import frames
+from .frames import CRC_BYTES
 from .journal_index import LENGTH_MASK, OFFSET_BITS, OFFSET_MASK, JournalIndex
 
 STEP_BYTES_MAX = 1024 * 1024  # of rows: some 8 ms, in which nobody else reads
+JOINED_BYTES_MAX = 64 * 1024  # what a segment may be too long by
 
 
 @define(eq=False)
-class Run(Sequence[Record]):
-    """Records of one session that follow each other. Each is made when it is asked for: 100,000 that wait in memory had the
-    garbage collector look at them for 30 ms at a time, while everybody waited.
+class Run:
+    """What is looked for of one session, and what was found. Records that follow each other are joined to a few: 100,000 that
+    wait in memory had the garbage collector look at them for 30 ms at a time, while everybody waited, and to make each and
+    pass it on was half of what compaction took.
 
     Attributes:
         words: of the records that are looked for, behind the pair before them, as in `journal_index`.
-        payloads: of those that were found.
-        epochs: from which record on which epoch wrote.
     """
 
     session_id: str
     words: "array[int]"
-    payloads: list[bytes] = field(factory=list)
-    epochs: list[tuple[int, int]] = field(factory=list)
+    found: list[Record] = field(factory=list)
+    _at: int = 2
 
-    def __len__(self) -> int:
-        return len(self.payloads)
-
-    @overload
-    def __getitem__(self, at: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, at: slice) -> list[Record]: ...
-
-    def __getitem__(self, at: int | slice) -> Record | list[Record]:
-        if isinstance(at, slice):
-            return [self[one] for one in range(*at.indices(len(self)))]
-        payload = self.payloads[at]
-        at %= len(self.payloads)
-        first_seq = (self.words[2 * at] >> 32) + 1
-        count = (self.words[2 * at + 2] >> 32) + 1 - first_seq
-        epoch = next(epoch for begin, epoch in reversed(self.epochs) if begin <= at)
-        return Record(self.session_id, first_seq, count, epoch, payload)
-
-    def take(self, rows: Mapping[int, tuple[bytes, int, int]], upto_row: int) -> bool:
+    def take(self, data: bytes, starts: Mapping[int, int], epoch: int, upto_row: int) -> bool:
         """The records in these rows. Whether there are more: with one that is not there, or does not carry its checksum, it
-        ends."""
-        words, payloads, epochs = self.words, self.payloads, self.epochs
-        at, end = 2 * len(payloads) + 2, len(words)
+        ends. By columns, as they lie in `words`."""
+        words, at, end = self.words, self._at, len(self.words)
         beyond = (upto_row + 1) << OFFSET_BITS
-        while at < end and (place := words[at + 1]) < beyond:
-            data, start, epoch = rows.get(place >> OFFSET_BITS, _NOT_THERE)
-            start += place & OFFSET_MASK
-            piece = data[start : start + (words[at] & LENGTH_MASK)]
-            payload = frames.payload_of(piece, (words[at - 2] >> 32) + 1)
-            if payload is None:
-                return False
-            if not epochs or epochs[-1][1] != epoch:
-                epochs.append((len(payloads), epoch))
-            payloads.append(payload)
-            at += 2
-        return at < end
+        count = bisect_left(range(at + 1, end, 2), beyond, key=words.__getitem__)
+        self._at = stop = at + 2 * count
+        places = words[at + 1 : stop : 2]
+        lengths = [word & LENGTH_MASK for word in words[at:stop:2]]
+        first_seqs = [(word >> 32) + 1 for word in words[at - 2 : stop : 2]]
+        try:
+            begins = [starts[place >> OFFSET_BITS] + (place & OFFSET_MASK) for place in places]
+        except KeyError:
+            there = takewhile(lambda place: place >> OFFSET_BITS in starts, places)
+            begins = [starts[place >> OFFSET_BITS] + (place & OFFSET_MASK) for place in there]
+        payloads = _payloads(data, begins, lengths, first_seqs)
+        size = list(accumulate(map(len, payloads), initial=0))
+        first = 0
+        while first < len(payloads):
+            behind = max(first + 1, bisect_right(size, size[first] + JOINED_BYTES_MAX) - 1)
+            events = first_seqs[behind] - first_seqs[first]
+            payload = b"".join(payloads[first:behind])
+            self.found.append(Record(self.session_id, first_seqs[first], events, epoch, payload))
+            first = behind
+        return len(payloads) == count and stop < end
 
 
-_NOT_THERE = (b"", 0, 0)
+def _payloads(data: bytes, begins: list[int], lengths: list[int], first_seqs: list[int]) -> list[bytes]:
+    """Those that carry their checksum, up to the first that does not."""
+    pieces = list(zip(begins, lengths, first_seqs, strict=False))
+    ends = [begin + length - CRC_BYTES for begin, length, _ in pieces]
+    payloads = [data[begin:end] for begin, end in zip(begins, ends, strict=True)]
+    written = b"".join([data[end : end + CRC_BYTES] for end in ends])
+    whole = len(written) == CRC_BYTES * len(ends) and 0 not in lengths  # which is of one that is lost
+    if whole and list(map(crc32, payloads, first_seqs)) == list(struct.unpack(f"<{len(ends)}I", written)):
+        return payloads
+    payloads.clear()
+    for begin, length, seq in pieces:
+        payload = frames.payload_of(data[begin : begin + length], seq)
+        if payload is None:
+            break
+        payloads.append(payload)
+    return payloads
 
 
 class Sweep:
@@ -86,13 +93,14 @@ class Sweep:
 
     def __init__(self, index: JournalIndex, after: Mapping[str, int]) -> None:
         self._index = index
-        self.found: dict[str, Run] = {}
+        runs: dict[str, Run] = {}
         rows: set[int] = set()
         for session_id, seq in after.items():
             words, start, stop = index.stretch(session_id, seq)
-            self.found[session_id] = Run(session_id, words[max(0, start - 2) : stop])
+            runs[session_id] = Run(session_id, words[max(0, start - 2) : stop])
             rows.update([word >> OFFSET_BITS for word in words[start + 1 : stop : 2]])
-        self._unfinished = list(self.found.values())
+        self.found: dict[str, list[Record]] = {session_id: run.found for session_id, run in runs.items()}
+        self._unfinished = list(runs.values())
         self._rows = deque(sorted(rows))
 
     @property
@@ -100,16 +108,18 @@ class Sweep:
         return not self._rows
 
     def next_rows(self) -> list[int]:
-        """Those to be read now, in order."""
-        size, some = 0, list[int]()
-        while self._rows and size < STEP_BYTES_MAX:
-            some.append(self._rows.popleft())
+        """Those to be read now, in order, of one epoch."""
+        size, some, rows = 0, list[int](), self._rows
+        while rows and size < STEP_BYTES_MAX:
+            if some and self._index.epoch_of(rows[0]) != self._index.epoch_of(some[0]):
+                break
+            some.append(rows.popleft())
             size += self._index.rows.size_of(some[-1])
         return some
 
-    def take(self, upto_row: int, rows: Mapping[int, tuple[bytes, int]]) -> None:
-        """By row, in what its bytes stand and from where on; all that are there of those up to this one."""
-        found = {row: (data, start, self._index.epoch_of(row)) for row, (data, start) in rows.items()}
-        self._unfinished = [run for run in self._unfinished if run.take(found, upto_row)]
+    def take(self, asked: Sequence[int], data: bytes, starts: Mapping[int, int]) -> None:
+        """All that are there of `asked`, as they were given by `next_rows`: where in `data` each row begins."""
+        epoch, upto_row = self._index.epoch_of(asked[0]), asked[-1]
+        self._unfinished = [run for run in self._unfinished if run.take(data, starts, epoch, upto_row)]
         if not self._unfinished:
             self._rows.clear()

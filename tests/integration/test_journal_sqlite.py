@@ -291,6 +291,21 @@ async def test_of_several_sessions_that_are_read_at_once_a_damaged_one_ends_befo
     await journal.close()
 
 
+async def test_records_of_several_sessions_come_joined_but_not_to_very_long_ones(path: Path) -> None:
+    journal = await SqliteJournal.open(path)
+    line = b"x" * 999 + b"\n"
+    for seq in range(1, 201):
+        await journal.append([event("a", seq, line), event("b", seq, b"{}\n")])
+    await journal.append([event("a", 201, line * 100), event("a", 202, line)])
+    found = await journal.read_several({"a": 0, "b": 150})
+    assert found["b"] == [Record("b", 151, 50, 0, b"{}\n" * 50)]
+    assert [(record.first_seq, record.count) for record in found["a"]] == [
+        (1, 65), (66, 65), (131, 65), (196, 5), (201, 1), (202, 1)
+    ]  # fmt: skip
+    assert b"".join(record.payload for record in found["a"]) == line * 301
+    await journal.close()
+
+
 async def test_what_a_disk_that_does_not_answer_would_give_of_several_sessions_is_left_out(
     path: Path,
 ) -> None:
