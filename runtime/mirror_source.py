@@ -1,6 +1,6 @@
 """What the mirror writer asks of a runtime: a session whole, and what to do with what stands in the mirror and not here."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
 import anyio
 import structlog
@@ -23,7 +23,7 @@ EVENTS_BYTES_MAX = (
 )  # more than a session has since its snapshot, while snapshots can be written
 READ_AHEAD_BYTES = 32 * 1024 * 1024
 READ_BYTES = 256 * 1024
-RECORDS_A_SLICE = 500  # as above
+SLICE_BYTES = 64 * 1024  # of events; as above
 
 
 class MirroredSessions:
@@ -114,8 +114,7 @@ class MirroredSessions:
             records = await self._read_with_others(session_id, after, following)
             if not records or records[0].first_seq > after + 1 or records[-1].last_seq <= after:
                 records = await self._event_log.read(session_id, after, bytes_max=READ_BYTES)
-            for at in range(0, len(records), RECORDS_A_SLICE):
-                some = records[at : at + RECORDS_A_SLICE]
+            for some in _slices(records):
                 payload = b"".join([record.payload for record in some])
                 first_seq = some[0].first_seq
                 lines = payload.splitlines()[max(0, after + 1 - first_seq) : upto + 1 - first_seq]
@@ -183,3 +182,16 @@ class MirroredSessions:
                 await mirror.remove(session_id, self._epoch)
                 return
         await self._import.take_in(mirror, session_id, head)
+
+
+def _slices(records: Iterable[Record]) -> Iterator[list[Record]]:
+    some: list[Record] = []
+    size = 0
+    for record in records:
+        some.append(record)
+        size += len(record.payload)
+        if size >= SLICE_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
