@@ -7,6 +7,7 @@ is not async does not block. Driver errors arrive as `StoreError`s with their ca
 import enum
 from collections.abc import (
     AsyncIterator,
+    Awaitable,
     Callable,
     Collection,
     Mapping,
@@ -18,6 +19,9 @@ from datetime import datetime
 from typing import Protocol
 
 from attrs import define, field, frozen
+
+# What is awaited between two steps of work that can wait.
+Resting = Callable[[], Awaitable[None]]
 
 
 class RecordKind(enum.IntEnum):
@@ -122,10 +126,15 @@ class Journal(Protocol):
         """
         ...
 
-    async def read_several(self, after: Mapping[str, int]) -> Mapping[str, Sequence[Record]]:
+    async def read_several(
+        self, after: Mapping[str, int], rest: Resting | None = None
+    ) -> Mapping[str, Sequence[Record]]:
         """What `read` gives of each of these sessions above its seq, as far as it can be read; of one that is not here,
         nothing. For sessions that were written at the same time it costs as much as reading one of them. Records of one epoch
         that follow each other may come joined to one.
+
+        Args:
+            rest: awaited between two steps of it, where it takes some.
 
         Raises:
             StoreUnavailable: as for `append`. Damage does not raise: what does not carry its checksum is left out with all
@@ -143,10 +152,13 @@ class Journal(Protocol):
         """
         ...
 
-    async def release(self, upto: Mapping[str, int]) -> None:
+    async def release(self, upto: Mapping[str, int], rest: Resting | None = None) -> None:
         """These sessions' events up to and with a seq are kept elsewhere. Durable on return, and rows that hold nothing
         else are gone; `read` does not give them any more. A seq above the session's head moves the head there: those
         events are lost, and known to be. At or below what was released: nothing happens.
+
+        Args:
+            rest: awaited between two steps of it, where it takes some.
 
         Raises:
             StaleEpoch: a newer owner has raised the epoch; this process must stop.

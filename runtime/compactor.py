@@ -1,6 +1,6 @@
 """Compaction: events leave the bounded journal for segments, oldest rows first, sessions in memory or not."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 
 import anyio
@@ -9,7 +9,7 @@ from anyio import to_thread
 from anyio.lowlevel import checkpoint
 from attrs import evolve, frozen
 
-from ..actors.compaction import Kept, bytes_to_free, releasable_seq
+from ..actors.compaction import BEGIN_SHARE, Kept, bytes_to_free, releasable_seq
 from ..actors.errors import (
     Damaged,
     Missing,
@@ -24,6 +24,7 @@ from ..actors.ports import Journal, Record
 from .event_log import EventLog
 from .layout import session_folder
 from .recovery import History
+from .resting import Pace
 from .segments import SEGMENT_BYTES_FULL, SegmentName, encode_segment, segment_name
 from .shelves import Shelves
 from .snapshots import Snapshotter
@@ -32,9 +33,14 @@ from .verified import put_and_read_back
 log = structlog.get_logger("sojourn.compaction")
 
 AT_ONCE = 8
+PASSES = 2  # the first one's snapshots are the older ones of the second, up to which sessions that go on are released
+# Of the journal's bound. Compaction that went as fast as it could took the interpreter from commits, for seconds: their p99 was
+# 20 times what it is otherwise.
+HURRY_SHARE = 0.75
 # Read, moved and released together.
 SESSIONS_A_RELEASE = 256
 BYTES_A_RELEASE = 16 * 1024 * 1024
+SESSIONS_A_SLICE = 16
 RECORDS_A_SLICE = 250  # a millisecond; eight sessions are at it in turn
 RETRY_S = 1.0
 GRACE_S = 1.0  # after the start: those who ask first are answered first
@@ -79,6 +85,7 @@ class Compactor:
         # How far each session's segments reach that were verified here; beyond what was released, while it goes on writing.
         self._reach: dict[str, int] = {}
         self._waiting = 0  # commits that wait for room
+        self._pace = Pace(self._room_used, PASSES)
         self._segments = self._events = self._progress = self._failures = 0
 
     @property
@@ -125,6 +132,7 @@ class Compactor:
             await self._hurry.wait()
         while True:
             await self._pressure.wait()
+            self._pace.start()
             while bytes_to_free(self._journal.size_bytes, self._bytes_max):
                 if not await self._compacts():
                     # Pinned by what fails, and was said so; the rest goes on.
@@ -153,23 +161,10 @@ class Compactor:
         session that goes on writing is released at the second pass, when its newest snapshot has become the older."""
         before, snapshots = self._journal.size_bytes, self._snapshotter.written
         needed = self._journal.oldest(bytes_to_free(before, self._bytes_max))
-        for some in self._in_groups(
-            needed
-        ):  # by row: the first ones are free before the last session is reached
-            upto: dict[str, int] = {}
-            ahead = await self._read_ahead(some)
-            limiter = anyio.CapacityLimiter(AT_ONCE)
-            # Until they are released: one that was handed over meanwhile would be in the journal's care again.
-            async with AsyncExitStack() as alone:
-                async with anyio.create_task_group() as tasks:
-                    for session_id, seq in some:
-                        await limiter.acquire_on_behalf_of(session_id)
-                        records = ahead.get(session_id, ())
-                        tasks.start_soon(self._move, session_id, seq, records, upto, limiter, alone)
-                if upto:
-                    await self._journal.release(upto)
-                    self._progress += 1
-                    self._tell_who_waits()
+        self._pace.begin_pass(2 * len(needed))
+        # By row: the first ones are free before the last session is reached.
+        async for some in self._in_groups(needed):
+            await self._compact(some)
         freed = before - self._journal.size_bytes
         if needed:
             log.info(
@@ -180,46 +175,71 @@ class Compactor:
             )
         return freed > 0 or self._snapshotter.written > snapshots
 
-    def _in_groups(self, needed: dict[str, int]) -> Iterator[list[tuple[str, int]]]:
-        some: list[tuple[str, int]] = []
+    def _room_used(self) -> float:
+        """Of what there is from where compaction begins to where it must no longer rest."""
+        share = self._journal.size_bytes / self._bytes_max
+        return (share - BEGIN_SHARE) / (HURRY_SHARE - BEGIN_SHARE)
+
+    async def _in_groups(self, needed: dict[str, int]) -> AsyncIterator[dict[str, int]]:
+        some: dict[str, int] = {}
         size = 0
-        for session_id, seq in needed.items():
+        for number, (session_id, seq) in enumerate(needed.items(), 1):
+            if not number % SESSIONS_A_SLICE:
+                await self._pace()
             pending = self._journal.pending_bytes(session_id, self._moved_upto(session_id))
             if some and (len(some) == SESSIONS_A_RELEASE or size + pending > BYTES_A_RELEASE):
                 yield some
-                some, size = [], 0
-            some.append((session_id, seq))
+                some, size = {}, 0
+            some[session_id] = seq
             size += pending
         if some:
             yield some
 
-    async def _read_ahead(self, some: list[tuple[str, int]]) -> Mapping[str, Sequence[Record]]:
-        """What is to be moved of these. One alone is read as it is moved: it may be as large as the journal."""
-        if len(some) == 1:
-            return {}
-        return await self._journal.read_several(
-            {session_id: self._moved_upto(session_id) for session_id, _ in some}
-        )
+    async def _compact(self, some: Mapping[str, int]) -> None:
+        """Snapshots first: only what they let go is moved, so that each event is read and written once."""
+        snapshots: dict[str, tuple[int, int]] = {}
+        upto: dict[str, int] = {}
+        # Until they are released: one that was handed over meanwhile would be in the journal's care again.
+        async with AsyncExitStack() as alone:
 
-    def _moved_upto(self, session_id: str) -> int:
-        return max(self._journal.released(session_id), self._reach.get(session_id, 0))
+            async def level(session_id: str) -> None:
+                await alone.enter_async_context(self._shelves.alone(session_id))
+                if session_id in self._journal.heads():
+                    snapshots[session_id] = await self._snapshotter.level(session_id, some[session_id])
+                else:  # it was handed over meanwhile
+                    self.forget(session_id)
 
-    async def _move(
-        self,
-        session_id: str,
-        seq: int,
-        ahead: Sequence[Record],
-        upto: dict[str, int],
-        limiter: anyio.CapacityLimiter,
-        alone: AsyncExitStack,
+            async def move(session_id: str) -> None:
+                upto[session_id] = await self.move(
+                    session_id, snapshots[session_id], ahead.get(session_id, ())
+                )
+
+            await self._each(some, level)
+            released = self._journal.released
+            movable = [one for one, kept in snapshots.items() if self._lets_go(one, kept) > released(one)]
+            ahead = await self._read_ahead(movable, snapshots)
+            await self._each(movable, move)
+            if upto:
+                await self._journal.release(upto, self._pace)
+                self._progress += 1
+                self._tell_who_waits()
+
+    async def _each(self, session_ids: Collection[str], do: Callable[[str], Awaitable[None]]) -> None:
+        """What fails is said, and the others go on."""
+        limiter = anyio.CapacityLimiter(AT_ONCE)
+        async with anyio.create_task_group() as tasks:
+            for session_id in session_ids:
+                limiter.total_tokens = 1 if self._pace.lead else AT_ONCE
+                await limiter.acquire_on_behalf_of(session_id)
+                await self._pace()
+                tasks.start_soon(self._one, session_id, do, limiter)
+
+    async def _one(
+        self, session_id: str, do: Callable[[str], Awaitable[None]], limiter: anyio.CapacityLimiter
     ) -> None:
         try:
-            await alone.enter_async_context(self._shelves.alone(session_id))
-            if session_id in self._journal.heads():
-                upto[session_id] = await self.move(session_id, seq, ahead)
-                self._progress += 1
-            else:  # it was handed over meanwhile
-                self.forget(session_id)
+            await do(session_id)
+            self._progress += 1
         except (Missing, SetAside, SessionQuarantined) as error:
             log.warning(
                 "session.not_compacted",
@@ -237,28 +257,44 @@ class Compactor:
                 remedy="it is tried again; nothing is lost",
             )
         finally:
+            self._pace.done()
             limiter.release_on_behalf_of(session_id)
 
-    async def move(self, session_id: str, seq: int, ahead: Sequence[Record] = ()) -> int:
-        """Segments and snapshots so that the session can be released up to `seq`, or as near as the rules allow; for those
-        who write its objects alone. Returns the seq up to which it can be released.
+    async def _read_ahead(
+        self, session_ids: Collection[str], snapshots: Mapping[str, tuple[int, int]]
+    ) -> Mapping[str, Sequence[Record]]:
+        """What is to be moved of these. One alone is read as it is moved: it may be as large as the journal."""
+        if len(session_ids) < 2:
+            return {}
+        moved = {one: self._moved_upto(one) for one in session_ids}
+        after = {one: seq for one, seq in moved.items() if seq < self._lets_go(one, snapshots[one])}
+        return await self._journal.read_several(after, self._pace)
+
+    def _moved_upto(self, session_id: str) -> int:
+        return max(self._journal.released(session_id), self._reach.get(session_id, 0))
+
+    def _lets_go(self, session_id: str, snapshots: tuple[int, int], segments_seq: int | None = None) -> int:
+        """Up to which seq the session can be released with these snapshots, and segments that reach so far (None: all)."""
+        head = self._journal.heads().get(session_id, 0)
+        newest, older = snapshots
+        reach = head if segments_seq is None else segments_seq
+        return releasable_seq(Kept(segments_seq=reach, newest_seq=newest, older_seq=older, head_seq=head))
+
+    async def move(self, session_id: str, snapshots: tuple[int, int], ahead: Sequence[Record] = ()) -> int:
+        """Segments so that the session can be released as far as its snapshots allow; for those who write its objects alone.
+        Returns the seq up to which it can be released.
 
         Args:
+            snapshots: the seqs of its newest and its older one.
             ahead: records of it that were read already, in order.
 
         Raises:
             Missing: an event that should move cannot be read.
             StoreError: nothing is released; what was written is found again, or swept.
         """
-        segments_seq = await self.write_segments(session_id, upto=seq, ahead=ahead)
-        newest_seq, older_seq = await self._snapshotter.level(session_id, seq)
-        kept = Kept(
-            segments_seq=segments_seq,
-            newest_seq=newest_seq,
-            older_seq=older_seq,
-            head_seq=self._journal.heads().get(session_id, 0),
-        )
-        return releasable_seq(kept)
+        upto = self._lets_go(session_id, snapshots)
+        segments_seq = await self.write_segments(session_id, upto=upto, ahead=ahead)
+        return self._lets_go(session_id, snapshots, segments_seq)
 
     async def write_segments(
         self,

@@ -37,10 +37,10 @@ from .sqlite_files import (
 
 WAL_BYTES_MAX = 8 * 1024 * 1024  # written back in some 20 ms, which is what a commit then waits
 # In one hop, so that a commit behind it waits for 10 to 20 ms:
-RELEASE_RECORDS_MAX = 4 * 1024
-DELETE_BYTES_MAX = 2 * 1024 * 1024
+RELEASE_RECORDS_MAX = 2 * 1024
+DELETE_BYTES_MAX = 512 * 1024
 DELETE_ROWS_MAX = 4 * 1024
-DELETE_WAL_BYTES_MAX = 4 * 1024 * 1024
+DELETE_WAL_BYTES_MAX = 1024 * 1024
 
 # The fence stands in the statement that writes: a newer owner may have raised the epoch since this process read it.
 _INSERT = "INSERT INTO journal(row, data) SELECT ?1, ?2 WHERE (SELECT epoch FROM head) <= ?3"

@@ -221,8 +221,11 @@ class JournalReader:
         return Stretch(records, more)
 
     def step(self, sweep: Sweep) -> None:
-        """The next rows of it. Where they cannot be read, it finds nothing there: what that means is said where a session is
-        read by itself."""
+        """A step of it: it takes what it wants of its next rows, or reads them first. Where they cannot be read, it finds
+        nothing there: what that means is said where a session is read by itself."""
+        if sweep.has_rows:
+            sweep.take()
+            return
         some = sweep.next_rows()
         with self._turn:
             try:
@@ -235,7 +238,7 @@ class JournalReader:
         for row, length in json.loads(lengths):
             starts[row] = at
             at += length
-        sweep.take(some, data or b"", starts)
+        sweep.give(some, data or b"", starts)
 
     @contextmanager
     def kept_out(self) -> Iterator[None]:

@@ -22,19 +22,20 @@ be read (`journal_salvage`), and a reader reads what it can.
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import anyio
 import structlog
 
 from ...actors.errors import StorageFull, UnusableFolder
-from ...actors.ports import JournalStatistics, Record, RecordKind
+from ...actors.ports import JournalStatistics, Record, RecordKind, Resting
 from ..bridge import OwnerThread
 from ..gathering import GatheringThread
 from . import frames
 from .journal_database import JournalDatabase
 from .journal_reader import bytes_of, follows
-from .journal_sweep import Sweep
+from .journal_sweep import STEP_SESSIONS, Sweep
 from .reserve import Reserve
 
 log = structlog.get_logger("sojourn.journal")
@@ -154,11 +155,11 @@ class SqliteJournal:
     async def marks(self) -> list[Record]:
         return await self._owner.run(self._database.marks)
 
-    async def release(self, upto: Mapping[str, int]) -> None:
+    async def release(self, upto: Mapping[str, int], rest: Resting | None = None) -> None:
         self._check_writable()
         with anyio.CancelScope(shield=True):  # what was begun is carried out, in several hops
-            await self._release(upto)
-            await self._delete()
+            await self._release(upto, rest)
+            await self._delete(rest)
 
     async def forget(self, session_ids: Collection[str]) -> None:
         self._check_writable()
@@ -171,18 +172,21 @@ class SqliteJournal:
                 await self._owner.run(self._database.forget, names[start : start + RELEASE_SESSIONS_MAX])
             await self._delete()
 
-    async def _release(self, upto: Mapping[str, int]) -> None:
+    async def _release(self, upto: Mapping[str, int], rest: Resting | None = None) -> None:
         names = list(upto)
         for start in range(0, len(names), RELEASE_SESSIONS_MAX):
-            rest = {
+            left = {
                 session_id: upto[session_id] for session_id in names[start : start + RELEASE_SESSIONS_MAX]
             }
-            while rest:
-                rest = await self._owner.run(self._database.release, rest)
+            while left:
+                left = await self._owner.run(self._database.release, left)
+                if rest is not None:
+                    await rest()
 
-    async def _delete(self) -> None:
+    async def _delete(self, rest: Resting | None = None) -> None:
         while await self._owner.run(self._database.delete):
-            pass
+            if rest is not None:
+                await rest()
 
     def _check_writable(self) -> None:
         if self._database.read_only:
@@ -206,12 +210,21 @@ class SqliteJournal:
                 if rest is not None:
                     rest -= bytes_of(part.records)
 
-    async def read_several(self, after: Mapping[str, int]) -> Mapping[str, Sequence[Record]]:
+    async def read_several(
+        self, after: Mapping[str, int], rest: Resting | None = None
+    ) -> Mapping[str, Sequence[Record]]:
         self._check_writable()
         await self._settle()
-        sweep = await self._reads.run(Sweep, self._database.index, after)
+        sweep = Sweep(self._database.index)
+        wanted = iter(after.items())
+        while some := list(islice(wanted, STEP_SESSIONS)):
+            await self._reads.run(sweep.look_for, some)
+            if rest is not None:
+                await rest()
         while not sweep.is_over:
             await self._reads.run(self._database.reader.step, sweep)
+            if rest is not None:
+                await rest()
         return sweep.found
 
     async def _settle(self) -> None:

@@ -9,7 +9,7 @@ import struct
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, takewhile
 from zlib import crc32
 
@@ -20,7 +20,8 @@ from . import frames
 from .frames import CRC_BYTES
 from .journal_index import LENGTH_MASK, OFFSET_BITS, OFFSET_MASK, JournalIndex
 
-STEP_BYTES_MAX = 1024 * 1024  # of rows: some 8 ms, in which nobody else reads
+STEP_BYTES_MAX = 512 * 1024  # of rows: some 4 ms, in which nobody else reads
+STEP_SESSIONS = 48  # looked for in one step: a millisecond, while others want the interpreter
 JOINED_BYTES_MAX = 64 * 1024  # what a segment may be too long by
 
 
@@ -84,6 +85,9 @@ def _payloads(data: bytes, begins: list[int], lengths: list[int], first_seqs: li
     return payloads
 
 
+_NOTHING: tuple[bytes, Mapping[int, int], int, int] = (b"", {}, 0, 0)
+
+
 class Sweep:
     """One walk over the rows in which these sessions have events above their seqs, as far as they do now.
 
@@ -91,24 +95,38 @@ class Sweep:
         found: by session its records, by seq, without a gap; up to the first that cannot be read.
     """
 
-    def __init__(self, index: JournalIndex, after: Mapping[str, int]) -> None:
+    def __init__(self, index: JournalIndex) -> None:
         self._index = index
-        runs: dict[str, Run] = {}
-        rows: set[int] = set()
-        for session_id, seq in after.items():
-            words, start, stop = index.stretch(session_id, seq)
-            runs[session_id] = Run(session_id, words[max(0, start - 2) : stop])
-            rows.update([word >> OFFSET_BITS for word in words[start + 1 : stop : 2]])
-        self.found: dict[str, list[Record]] = {session_id: run.found for session_id, run in runs.items()}
-        self._unfinished = list(runs.values())
-        self._rows = deque(sorted(rows))
+        self.found: dict[str, list[Record]] = {}
+        self._unfinished: list[Run] = []
+        self._looking: list[Run] = []  # those that were not shown yet what is given now
+        self._given = _NOTHING
+        self._wanted: set[int] = set()
+        self._rows: deque[int] = deque()
+
+    def look_for(self, after: Iterable[tuple[str, int]]) -> None:
+        """These sessions, too; before the first rows are read."""
+        for session_id, seq in after:
+            words, start, stop = self._index.stretch(session_id, seq)
+            run = Run(session_id, words[max(0, start - 2) : stop])
+            self.found[session_id] = run.found
+            self._unfinished.append(run)
+            self._wanted.update([word >> OFFSET_BITS for word in words[start + 1 : stop : 2]])
 
     @property
     def is_over(self) -> bool:
-        return not self._rows
+        return not self._rows and not self._wanted and not self._looking
+
+    @property
+    def has_rows(self) -> bool:
+        """Which are to be taken before the next ones are read."""
+        return bool(self._looking)
 
     def next_rows(self) -> list[int]:
         """Those to be read now, in order, of one epoch."""
+        if self._wanted:
+            self._rows = deque(sorted(self._wanted))
+            self._wanted.clear()
         size, some, rows = 0, list[int](), self._rows
         while rows and size < STEP_BYTES_MAX:
             if some and self._index.epoch_of(rows[0]) != self._index.epoch_of(some[0]):
@@ -117,9 +135,17 @@ class Sweep:
             size += self._index.rows.size_of(some[-1])
         return some
 
-    def take(self, asked: Sequence[int], data: bytes, starts: Mapping[int, int]) -> None:
+    def give(self, asked: Sequence[int], data: bytes, starts: Mapping[int, int]) -> None:
         """All that are there of `asked`, as they were given by `next_rows`: where in `data` each row begins."""
         epoch, upto_row = self._index.epoch_of(asked[0]), asked[-1]
-        self._unfinished = [run for run in self._unfinished if run.take(data, starts, epoch, upto_row)]
-        if not self._unfinished:
-            self._rows.clear()
+        self._given = (data, starts, epoch, upto_row)
+        self._looking, self._unfinished = self._unfinished, []
+
+    def take(self) -> None:
+        """What some of the sessions have in the rows that were given."""
+        some, self._looking = self._looking[:STEP_SESSIONS], self._looking[STEP_SESSIONS:]
+        self._unfinished += [run for run in some if run.take(*self._given)]
+        if not self._looking:
+            self._given = _NOTHING
+            if not self._unfinished:
+                self._rows.clear()

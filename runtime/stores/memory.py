@@ -22,6 +22,7 @@ from ...actors.ports import (
     MirrorUpdate,
     Record,
     RecordKind,
+    Resting,
 )
 from .mirror_keys import check_update
 from .object_names import check_name, check_prefix
@@ -120,7 +121,9 @@ class MemoryJournal:
         enough = (count for count, size in enumerate(sizes, 1) if bytes_max is not None and size >= bytes_max)
         return records[: next(enough, len(records))]
 
-    async def read_several(self, after: Mapping[str, int]) -> Mapping[str, Sequence[Record]]:
+    async def read_several(
+        self, after: Mapping[str, int], rest: Resting | None = None
+    ) -> Mapping[str, Sequence[Record]]:
         await self._begin()
         return {session_id: self._above(session_id, seq) for session_id, seq in after.items()}
 
@@ -128,7 +131,7 @@ class MemoryJournal:
         await self._begin()
         return [self._marks[key] for key in sorted(self._marks)]
 
-    async def release(self, upto: Mapping[str, int]) -> None:
+    async def release(self, upto: Mapping[str, int], rest: Resting | None = None) -> None:
         await self._begin()
         upto = {session_id: seq for session_id, seq in upto.items() if seq > self.released(session_id)}
         self._released.update(upto)

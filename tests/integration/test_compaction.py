@@ -14,7 +14,7 @@ from attrs import define, evolve
 
 from sojourn.actors.compaction import bytes_to_free
 from sojourn.actors.errors import Missing, SetAside, StorageFull, StoreError
-from sojourn.actors.ports import CatalogQuery, Record
+from sojourn.actors.ports import CatalogQuery, Record, Resting
 from sojourn.actors.session.actor import Done
 from sojourn.actors.session.codec import encode_events, encode_snapshot
 from sojourn.actors.session.commands import AppendLog, Command, Create, Event
@@ -116,7 +116,8 @@ async def test_small_segments_are_taken_into_the_next_one_and_seldom_written_ane
         for n in range(1, moves + 1):
             await runtime.ask(session_id, log_line(n, 10))
             async with runtime._shelves.alone(session_id):
-                upto = await runtime._compactor.move(session_id, n + 2)
+                snapshots = await runtime._snapshotter.level(session_id, n + 2)
+                upto = await runtime._compactor.move(session_id, snapshots)
             await runtime._journal.release({session_id: upto})
             lengths = [last - first + 1 for first, last in segments_of(settings, session_id)]
             assert sum(lengths) == n + 2
@@ -317,13 +318,13 @@ class UnreleasingJournal(FaultyJournal):
     release_fault: StoreError | None = None
     releases: int = 0
 
-    async def release(self, upto: Mapping[str, int]) -> None:
+    async def release(self, upto: Mapping[str, int], rest: Resting | None = None) -> None:
         self.releases += 1
         if self.release_hold is not None:
             await self.release_hold.wait()
         if self.release_fault is not None:
             raise self.release_fault
-        await self.inner.release(upto)
+        await self.inner.release(upto, rest)
 
 
 def stores_over(journal: UnreleasingJournal) -> Stores:

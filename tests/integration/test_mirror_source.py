@@ -32,9 +32,9 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    async def read_several(self, after: Mapping[str, int]) -> Mapping[str, Sequence[Record]]:
+    async def read_several(self, after: Mapping[str, int], *more: Any) -> Mapping[str, Sequence[Record]]:
         self.read.append(set(after))
-        found: Mapping[str, Sequence[Record]] = await self.inner.read_several(after)
+        found: Mapping[str, Sequence[Record]] = await self.inner.read_several(after, *more)
         return found
 
 

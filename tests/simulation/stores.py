@@ -18,6 +18,7 @@ from sojourn.actors.ports import (
     MirrorHead,
     MirrorUpdate,
     Record,
+    Resting,
 )
 from sojourn.runtime.opening import Stores
 from sojourn.runtime.stores.memory import MemoryJournal
@@ -95,15 +96,20 @@ class SimJournal:
                 "journal", "read", lambda: self._inner.read(session_id, after_seq, bytes_max=bytes_max)
             )
 
-    async def read_several(self, after: Mapping[str, int]) -> Mapping[str, Sequence[Record]]:
+    async def read_several(
+        self, after: Mapping[str, int], rest: Resting | None = None
+    ) -> Mapping[str, Sequence[Record]]:
         async with self._lane:
-            return await self._mount.read("journal", "read several", lambda: self._inner.read_several(after))
+            found = await self._mount.read("journal", "read several", lambda: self._inner.read_several(after))
+        if rest is not None:
+            await rest()
+        return found
 
     async def marks(self) -> list[Record]:
         async with self._lane:
             return await self._mount.read("journal", "marks", self._inner.marks)
 
-    async def release(self, upto: Mapping[str, int]) -> None:
+    async def release(self, upto: Mapping[str, int], rest: Resting | None = None) -> None:
         # Asked, not seen by what it changes: up to seq 0 it changes nothing, and who asks has looked at what is not his.
         gone = sorted(upto.keys() - self._inner.heads().keys())
         self._disk.oracle.must(not gone, "I8", f"{gone} were handed over, and are to be released")
@@ -120,6 +126,8 @@ class SimJournal:
             self._disk.oracle.copies_left(self._disk, some)
 
         await self._mount.write("journal", "release", release, lane=self._lane, in_part=release)
+        if rest is not None:
+            await rest()
 
     async def forget(self, session_ids: Collection[str]) -> None:
         async def forget(share: float = 1.0) -> None:

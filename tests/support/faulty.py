@@ -7,7 +7,7 @@ import anyio
 from attrs import define, field
 
 from sojourn.actors.errors import StorageFull, StoreError, StoreUnavailable
-from sojourn.actors.ports import JournalStatistics, Record, RecordKind
+from sojourn.actors.ports import JournalStatistics, Record, RecordKind, Resting
 from sojourn.runtime.stores.memory import MemoryJournal
 
 
@@ -56,8 +56,8 @@ class FaultyJournal:
             raise StoreUnavailable("the disk does not answer")
         return await self.inner.marks()
 
-    async def release(self, upto: Mapping[str, int]) -> None:
-        await self.inner.release(upto)
+    async def release(self, upto: Mapping[str, int], rest: Resting | None = None) -> None:
+        await self.inner.release(upto, rest)
 
     async def forget(self, session_ids: Collection[str]) -> None:
         await self.inner.forget(session_ids)
@@ -83,10 +83,12 @@ class FaultyJournal:
             raise StoreUnavailable("the disk does not answer")
         return await self.inner.read(session_id, after_seq, bytes_max=bytes_max)
 
-    async def read_several(self, after: Mapping[str, int]) -> Mapping[str, Sequence[Record]]:
+    async def read_several(
+        self, after: Mapping[str, int], rest: Resting | None = None
+    ) -> Mapping[str, Sequence[Record]]:
         if self.unreadable:
             raise StoreUnavailable("the disk does not answer")
-        return await self.inner.read_several(after)
+        return await self.inner.read_several(after, rest)
 
     def statistics(self) -> JournalStatistics:
         return self.inner.statistics()
