@@ -36,7 +36,7 @@ from .sqlite_files import (
 )
 
 WAL_BYTES_MAX = 8 * 1024 * 1024  # written back in some 20 ms, which is what a commit then waits
-# In one hop, so that a commit behind it waits for 10 to 20 ms:
+# In one hop, so that a commit behind it waits for some 5 ms:
 RELEASE_RECORDS_MAX = 2 * 1024
 DELETE_BYTES_MAX = 512 * 1024
 DELETE_ROWS_MAX = 4 * 1024

@@ -306,6 +306,27 @@ async def test_records_of_several_sessions_come_joined_but_not_to_very_long_ones
     await journal.close()
 
 
+async def test_what_takes_steps_rests_between_them(path: Path) -> None:
+    journal = await SqliteJournal.open(path)
+    rests: list[int] = []
+
+    async def rest() -> None:
+        rests.append(journal.size_bytes)
+
+    for seq in range(1, 7):
+        await journal.append([event("a", seq, bytes(300_000)), event("b", seq)])
+    found = await journal.read_several({"a": 0, "b": 0}, rest)
+    assert [records[-1].last_seq for records in found.values()] == [6, 6]
+    assert len(rests) >= 4  # 1.8 MB, by half a MiB
+    full = rests[-1]
+    rests.clear()
+    await journal.release({"a": 6, "b": 6}, rest)
+    assert [
+        size for size in rests if journal.size_bytes < size < full
+    ]  # some rows were gone, and not yet all
+    await journal.close()
+
+
 async def test_what_a_disk_that_does_not_answer_would_give_of_several_sessions_is_left_out(
     path: Path,
 ) -> None:
