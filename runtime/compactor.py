@@ -199,25 +199,29 @@ class Compactor:
         """Snapshots first: only what they let go is moved, so that each event is read and written once."""
         snapshots: dict[str, tuple[int, int]] = {}
         upto: dict[str, int] = {}
-        # Until they are released: one that was handed over meanwhile would be in the journal's care again.
-        async with AsyncExitStack() as alone:
 
-            async def level(session_id: str) -> None:
-                await alone.enter_async_context(self._shelves.alone(session_id))
+        async def level(session_id: str) -> None:
+            async with self._shelves.alone(session_id):
                 if session_id in self._journal.heads():
                     snapshots[session_id] = await self._snapshotter.level(session_id, some[session_id])
                 else:  # it was handed over meanwhile
                     self.forget(session_id)
 
-            async def move(session_id: str) -> None:
-                upto[session_id] = await self.move(
-                    session_id, snapshots[session_id], ahead.get(session_id, ())
-                )
+        await self._each(some, level)
+        released = self._journal.released
+        movable = [one for one, kept in snapshots.items() if self._lets_go(one, kept) > released(one)]
+        ahead = await self._read_ahead(movable, snapshots)
+        # Until they are released: one that was handed over meanwhile would be in the journal's care again.
+        async with AsyncExitStack() as alone:
 
-            await self._each(some, level)
-            released = self._journal.released
-            movable = [one for one, kept in snapshots.items() if self._lets_go(one, kept) > released(one)]
-            ahead = await self._read_ahead(movable, snapshots)
+            async def move(session_id: str) -> None:
+                await alone.enter_async_context(self._shelves.alone(session_id))
+                if session_id in self._journal.heads():
+                    records = ahead.get(session_id, ())
+                    upto[session_id] = await self.move(session_id, snapshots[session_id], records)
+                else:  # by now
+                    self.forget(session_id)
+
             await self._each(movable, move)
             if upto:
                 await self._journal.release(upto, self._pace)
