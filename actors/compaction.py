@@ -1,13 +1,16 @@
 """What may leave the journal, and when: the pure rules of compaction.
 
 The journal is bounded. Compaction begins when it holds half of what it may and ends at a quarter, so that a restart has
-little to read; from there to the bound is what the fleet can write while compaction is at work.
+little to read; from there to the bound is what the fleet can write while compaction is at work. Shortly before the bound
+commits are slowed, or they would have to wait at it until much is free.
 """
 
 from attrs import frozen
 
 BEGIN_SHARE = 0.5
 END_SHARE = 0.25
+SLOW_SHARE = 0.85
+SLOW_S_MAX = 0.025  # at the bound
 
 
 def bytes_to_free(size_bytes: int, bytes_max: int) -> int:
@@ -15,6 +18,11 @@ def bytes_to_free(size_bytes: int, bytes_max: int) -> int:
     if size_bytes <= bytes_max * BEGIN_SHARE:
         return 0
     return int(size_bytes - bytes_max * END_SHARE)
+
+
+def slowed_s(size_bytes: int, bytes_max: int) -> float:
+    """How long a commit waits, before it, where the journal holds `size_bytes`: some ms, the longer the fuller it is."""
+    return SLOW_S_MAX * min(1.0, max(0.0, (size_bytes / bytes_max - SLOW_SHARE) / (1 - SLOW_SHARE)))
 
 
 @frozen(kw_only=True)

@@ -7,7 +7,6 @@ is not async does not block. Driver errors arrive as `StoreError`s with their ca
 import enum
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
     Callable,
     Collection,
     Mapping,
@@ -20,8 +19,16 @@ from typing import Protocol
 
 from attrs import define, field, frozen
 
-# What is awaited between two steps of work that can wait.
-Resting = Callable[[], Awaitable[None]]
+
+class Resting(Protocol):
+    """What is awaited between the steps of work that can wait."""
+
+    @property
+    def at_once(self) -> int:
+        """How many of them may be taken before it is."""
+        ...
+
+    async def __call__(self) -> None: ...
 
 
 class RecordKind(enum.IntEnum):
@@ -127,14 +134,15 @@ class Journal(Protocol):
         ...
 
     async def read_several(
-        self, after: Mapping[str, int], rest: Resting | None = None
+        self, after: Mapping[str, int], upto: Mapping[str, int] | None = None, rest: Resting | None = None
     ) -> Mapping[str, Sequence[Record]]:
         """What `read` gives of each of these sessions above its seq, as far as it can be read; of one that is not here,
         nothing. For sessions that were written at the same time it costs as much as reading one of them. Records of one epoch
         that follow each other may come joined to one.
 
         Args:
-            rest: awaited between two steps of it, where it takes some.
+            upto: up to which seq each of them is wanted, or it ends with the record that holds that one; None: all there is.
+            rest: awaited between steps of it, where it takes some.
 
         Raises:
             StoreUnavailable: as for `append`. Damage does not raise: what does not carry its checksum is left out with all
@@ -158,7 +166,7 @@ class Journal(Protocol):
         events are lost, and known to be. At or below what was released: nothing happens.
 
         Args:
-            rest: awaited between two steps of it, where it takes some.
+            rest: awaited between steps of it, where it takes some.
 
         Raises:
             StaleEpoch: a newer owner has raised the epoch; this process must stop.

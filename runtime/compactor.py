@@ -9,7 +9,7 @@ from anyio import to_thread
 from anyio.lowlevel import checkpoint
 from attrs import evolve, frozen
 
-from ..actors.compaction import BEGIN_SHARE, Kept, bytes_to_free, releasable_seq
+from ..actors.compaction import BEGIN_SHARE, Kept, bytes_to_free, releasable_seq, slowed_s
 from ..actors.errors import (
     Damaged,
     Missing,
@@ -32,14 +32,15 @@ from .verified import put_and_read_back
 
 log = structlog.get_logger("sojourn.compaction")
 
-AT_ONCE = 8
-PASSES = 2  # the first one's snapshots are the older ones of the second, up to which sessions that go on are released
+Snapshots = tuple[int, int]  # a session's newest and its older one, by their seqs
+
+ENOUGH_SHARE = 0.5  # of what should be freed: for less there are more snapshots
+STAGES = 3  # of each session: its snapshot, its move, its release
 # Of the journal's bound. Compaction that went as fast as it could took the interpreter from commits, for seconds: their p99 was
 # 20 times what it is otherwise.
-HURRY_SHARE = 0.75
-# Read, moved and released together.
-SESSIONS_A_RELEASE = 256
-BYTES_A_RELEASE = 16 * 1024 * 1024
+HURRY_SHARE = 0.8
+BYTES_A_READ = 32 * 1024 * 1024  # of several sessions, which wait in memory until they are moved
+SESSIONS_A_RELEASE = 256  # held alone meanwhile
 SESSIONS_A_SLICE = 16
 RECORDS_A_SLICE = 250  # a millisecond; eight sessions are at it in turn
 RETRY_S = 1.0
@@ -85,7 +86,7 @@ class Compactor:
         # How far each session's segments reach that were verified here; beyond what was released, while it goes on writing.
         self._reach: dict[str, int] = {}
         self._waiting = 0  # commits that wait for room
-        self._pace = Pace(self._room_used, PASSES)
+        self._pace = Pace(self._room_used)
         self._segments = self._events = self._progress = self._failures = 0
 
     @property
@@ -99,13 +100,15 @@ class Compactor:
             self._pressure.wake()
 
     async def room(self, wait_s: float) -> None:
-        """Returns at once while the journal is within its bound, else once compaction has freed enough; and where only the
-        newest row is left to free, because that goes with a newer one.
+        """Returns at once while the journal is well within its bound, near it some ms later, and at it once compaction has freed
+        enough; or where only the newest row is left to free, because that goes with a newer one.
 
         Raises:
             StorageFull: nothing could be moved for `wait_s`, there is no room on the disk to move it to, or the journal
                 takes no release.
         """
+        if wait_s and (slowed := slowed_s(self._journal.size_bytes, self._bytes_max)):
+            await anyio.sleep(slowed)
         self._waiting += 1
         try:
             while self._journal.size_bytes > self._bytes_max:
@@ -132,7 +135,6 @@ class Compactor:
             await self._hurry.wait()
         while True:
             await self._pressure.wait()
-            self._pace.start()
             while bytes_to_free(self._journal.size_bytes, self._bytes_max):
                 if not await self._compacts():
                     # Pinned by what fails, and was said so; the rest goes on.
@@ -157,14 +159,23 @@ class Compactor:
         self._freed = anyio.Event()
 
     async def compact(self) -> bool:
-        """Move what the oldest rows hold, as far as the rules allow. Returns whether that brought anything forward: a
-        session that goes on writing is released at the second pass, when its newest snapshot has become the older."""
+        """Move what the oldest rows hold, as far as the rules allow. Returns whether that brought anything forward.
+
+        Snapshots first: only what they let go is moved, so that each event is read and written once. A session that goes on
+        writing is released up to its older one, which mostly is the newest of the compaction before this; where those would
+        not free enough, there is a second round of them.
+        """
         before, snapshots = self._journal.size_bytes, self._snapshotter.written
-        needed = self._journal.oldest(bytes_to_free(before, self._bytes_max))
-        self._pace.begin_pass(2 * len(needed))
-        # By row: the first ones are free before the last session is reached.
-        async for some in self._in_groups(needed):
-            await self._compact(some)
+        aim = bytes_to_free(before, self._bytes_max)
+        needed = self._journal.oldest(aim)
+        self._pace.begin(STAGES * len(needed))
+        kept = await self._levelled(needed)
+        if await self._freed_by(kept) < aim * ENOUGH_SHARE:
+            short = {one: needed[one] for one, both in kept.items() if self._lets_go(one, both) < needed[one]}
+            self._pace.more(len(short))
+            kept |= await self._levelled(short)
+        async for some in self._in_groups(kept):
+            await self._move_group(some)
         freed = before - self._journal.size_bytes
         if needed:
             log.info(
@@ -180,60 +191,82 @@ class Compactor:
         share = self._journal.size_bytes / self._bytes_max
         return (share - BEGIN_SHARE) / (HURRY_SHARE - BEGIN_SHARE)
 
-    async def _in_groups(self, needed: dict[str, int]) -> AsyncIterator[dict[str, int]]:
-        some: dict[str, int] = {}
-        size = 0
-        for number, (session_id, seq) in enumerate(needed.items(), 1):
-            if not number % SESSIONS_A_SLICE:
-                await self._pace()
-            pending = self._journal.pending_bytes(session_id, self._moved_upto(session_id))
-            if some and (len(some) == SESSIONS_A_RELEASE or size + pending > BYTES_A_RELEASE):
-                yield some
-                some, size = {}, 0
-            some[session_id] = seq
-            size += pending
-        if some:
-            yield some
-
-    async def _compact(self, some: Mapping[str, int]) -> None:
-        """Snapshots first: only what they let go is moved, so that each event is read and written once."""
-        snapshots: dict[str, tuple[int, int]] = {}
-        upto: dict[str, int] = {}
+    async def _levelled(self, needed: Mapping[str, int]) -> dict[str, Snapshots]:
+        """The snapshots of each, with a new one of those whose older one does not reach what is needed."""
+        kept: dict[str, Snapshots] = {}
 
         async def level(session_id: str) -> None:
             async with self._shelves.alone(session_id):
                 if session_id in self._journal.heads():
-                    snapshots[session_id] = await self._snapshotter.level(session_id, some[session_id])
+                    kept[session_id] = await self._snapshotter.level(session_id, needed[session_id])
                 else:  # it was handed over meanwhile
                     self.forget(session_id)
 
-        await self._each(some, level)
-        released = self._journal.released
-        movable = [one for one, kept in snapshots.items() if self._lets_go(one, kept) > released(one)]
-        ahead = await self._read_ahead(movable, snapshots)
+        await self._each(needed, level)
+        return kept
+
+    async def _freed_by(self, kept: Mapping[str, Snapshots]) -> int:
+        """How many bytes these let go."""
+        freed = 0
+        for number, (session_id, snapshots) in enumerate(kept.items(), 1):
+            if not number % SESSIONS_A_SLICE:
+                await self._pace()
+            freed += self._let_go_bytes(session_id, self._journal.released(session_id), snapshots)
+        return freed
+
+    async def _in_groups(self, kept: Mapping[str, Snapshots]) -> AsyncIterator[dict[str, Snapshots]]:
+        """Those that can be released further, as many as are read together."""
+        some: dict[str, Snapshots] = {}
+        size = 0
+        for number, (session_id, snapshots) in enumerate(kept.items(), 1):
+            if not number % SESSIONS_A_SLICE:
+                await self._pace()
+            if self._lets_go(session_id, snapshots) <= self._journal.released(session_id):
+                continue
+            to_read = self._let_go_bytes(session_id, self._moved_upto(session_id), snapshots)
+            if some and size + to_read > BYTES_A_READ:
+                yield some
+                some, size = {}, 0
+            some[session_id] = snapshots
+            size += to_read
+        if some:
+            yield some
+
+    async def _move_group(self, kept: Mapping[str, Snapshots]) -> None:
+        ahead = await self._read_ahead(kept)
+        session_ids = list(kept)
+        for start in range(0, len(session_ids), SESSIONS_A_RELEASE):
+            some = session_ids[start : start + SESSIONS_A_RELEASE]
+            await self._move_and_release({session_id: kept[session_id] for session_id in some}, ahead)
+
+    async def _move_and_release(
+        self, kept: Mapping[str, Snapshots], ahead: dict[str, Sequence[Record]]
+    ) -> None:
+        upto: dict[str, int] = {}
         # Until they are released: one that was handed over meanwhile would be in the journal's care again.
         async with AsyncExitStack() as alone:
 
             async def move(session_id: str) -> None:
                 await alone.enter_async_context(self._shelves.alone(session_id))
                 if session_id in self._journal.heads():
-                    records = ahead.get(session_id, ())
-                    upto[session_id] = await self.move(session_id, snapshots[session_id], records)
+                    records = ahead.pop(session_id, ())
+                    upto[session_id] = await self.move(session_id, kept[session_id], records)
                 else:  # by now
                     self.forget(session_id)
 
-            await self._each(movable, move)
+            await self._each(kept, move)
             if upto:
                 await self._journal.release(upto, self._pace)
+                self._pace.done(len(kept))
                 self._progress += 1
                 self._tell_who_waits()
 
     async def _each(self, session_ids: Collection[str], do: Callable[[str], Awaitable[None]]) -> None:
         """What fails is said, and the others go on."""
-        limiter = anyio.CapacityLimiter(AT_ONCE)
+        limiter = anyio.CapacityLimiter(1)
         async with anyio.create_task_group() as tasks:
             for session_id in session_ids:
-                limiter.total_tokens = 1 if self._pace.lead else AT_ONCE
+                limiter.total_tokens = self._pace.at_once
                 await limiter.acquire_on_behalf_of(session_id)
                 await self._pace()
                 tasks.start_soon(self._one, session_id, do, limiter)
@@ -264,27 +297,32 @@ class Compactor:
             self._pace.done()
             limiter.release_on_behalf_of(session_id)
 
-    async def _read_ahead(
-        self, session_ids: Collection[str], snapshots: Mapping[str, tuple[int, int]]
-    ) -> Mapping[str, Sequence[Record]]:
+    async def _read_ahead(self, kept: Mapping[str, Snapshots]) -> dict[str, Sequence[Record]]:
         """What is to be moved of these. One alone is read as it is moved: it may be as large as the journal."""
-        if len(session_ids) < 2:
+        if len(kept) < 2:
             return {}
-        moved = {one: self._moved_upto(one) for one in session_ids}
-        after = {one: seq for one, seq in moved.items() if seq < self._lets_go(one, snapshots[one])}
-        return await self._journal.read_several(after, self._pace)
+        moved = {one: self._moved_upto(one) for one in kept}
+        upto = {one: self._lets_go(one, snapshots) for one, snapshots in kept.items()}
+        after = {one: seq for one, seq in moved.items() if seq < upto[one]}
+        return dict(await self._journal.read_several(after, upto, self._pace))
 
     def _moved_upto(self, session_id: str) -> int:
         return max(self._journal.released(session_id), self._reach.get(session_id, 0))
 
-    def _lets_go(self, session_id: str, snapshots: tuple[int, int], segments_seq: int | None = None) -> int:
+    def _let_go_bytes(self, session_id: str, after_seq: int, snapshots: Snapshots) -> int:
+        """Of the events above `after_seq`, what goes with these snapshots."""
+        pending = self._journal.pending_bytes
+        upto = max(after_seq, self._lets_go(session_id, snapshots))
+        return pending(session_id, after_seq) - pending(session_id, upto)
+
+    def _lets_go(self, session_id: str, snapshots: Snapshots, segments_seq: int | None = None) -> int:
         """Up to which seq the session can be released with these snapshots, and segments that reach so far (None: all)."""
         head = self._journal.heads().get(session_id, 0)
         newest, older = snapshots
         reach = head if segments_seq is None else segments_seq
         return releasable_seq(Kept(segments_seq=reach, newest_seq=newest, older_seq=older, head_seq=head))
 
-    async def move(self, session_id: str, snapshots: tuple[int, int], ahead: Sequence[Record] = ()) -> int:
+    async def move(self, session_id: str, snapshots: Snapshots, ahead: Sequence[Record] = ()) -> int:
         """Segments so that the session can be released as far as its snapshots allow; for those who write its objects alone.
         Returns the seq up to which it can be released.
 

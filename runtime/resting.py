@@ -11,6 +11,7 @@ import anyio
 REST_FACTOR = 4.0
 REST_S_MAX = 0.25  # then it looks again whether it may
 HEAD_START = 0.25  # for what comes before the first piece is done
+AT_ONCE = 8
 
 
 class Rest:
@@ -30,43 +31,50 @@ class Rest:
 
 
 class Pace:
-    """Awaited after each slice of work that must be done before a room is full: rests as `Rest` does while more of the work is
-    done than of the room is used, less the smaller its lead, and without one not at all.
+    """Awaited after each slice of work that must be done before a room is full. Its lead is how much more of the work is done
+    than of the room is used. With much of a lead it rests as `Rest` does, with less of it less; with little it does not rest,
+    and more is done together the smaller it is. Once it is lost that stays so until the work begins anew: what is left may be
+    the longer part of it.
 
     Args:
         used: how much of the room is used, 1 where it is all of it.
-        passes: how many times the work goes over all its pieces.
     """
 
-    def __init__(self, used: Callable[[], float], passes: int) -> None:
+    def __init__(self, used: Callable[[], float]) -> None:
         self._used = used
-        self._passes = passes
-        self._pass = self._pieces = self._done = 0
+        self._pieces = self._done = 0
+        self._is_late = True
         self._began = 0.0
 
-    def start(self) -> None:
-        """The work begins anew."""
-        self._pass = 0
-
-    def begin_pass(self, pieces: int) -> None:
-        """There are so many pieces in this one."""
-        self._pass += 1
+    def begin(self, pieces: int) -> None:
+        """There is so much to do."""
         self._pieces, self._done = pieces, 0
+        self._is_late = not pieces
         self._began = anyio.current_time()
 
-    def done(self) -> None:
-        """One piece is."""
-        self._done += 1
+    def more(self, pieces: int) -> None:
+        """There is more to do than was thought."""
+        self._pieces += pieces
+
+    def done(self, pieces: int = 1) -> None:
+        """So many are."""
+        self._done += pieces
 
     @property
-    def lead(self) -> float:
-        """From 1, where it may take its time, to 0. Where it takes more passes than it should, it has none."""
-        if not 0 < self._pass <= self._passes:
-            return 0.0
-        done = (self._pass - 1 + self._done / max(1, self._pieces)) / self._passes
-        return min(1.0, max(0.0, 1 + (done - self._used()) / HEAD_START))
+    def _ease(self) -> float:
+        """From 1, where it may take its time, over 0, where it may not rest, to -1, where it is late."""
+        if self._is_late:
+            return -1.0
+        lead = (self._done / self._pieces - self._used()) / HEAD_START
+        self._is_late = lead <= -1
+        return min(1.0, max(-1.0, 1 + 2 * lead))
+
+    @property
+    def at_once(self) -> int:
+        """How much may be done together."""
+        return max(1, round(-self._ease * AT_ONCE))
 
     async def __call__(self) -> None:
         worked_s = anyio.current_time() - self._began
-        await anyio.sleep(min(REST_S_MAX, self.lead * REST_FACTOR * worked_s))
+        await anyio.sleep(min(REST_S_MAX, max(0.0, self._ease) * REST_FACTOR * worked_s))
         self._began = anyio.current_time()

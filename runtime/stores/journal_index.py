@@ -390,11 +390,16 @@ class JournalIndex:
         """Of its records."""
         return self._epochs[max(bisect_right(self._epoch_rows, row) - 1, 0)]
 
-    def stretch(self, session_id: str, after_seq: int) -> tuple["array[int]", int, int]:
-        """The session's words, and between which positions stand the records that hold an event above `after_seq`. What is
-        there now stays there: more is written behind it, or a shorter array takes its place."""
+    def stretch(
+        self, session_id: str, after_seq: int, upto_seq: int | None = None
+    ) -> tuple["array[int]", int, int]:
+        """The session's words, and between which positions stand the records that hold an event above `after_seq` and none
+        of which only events above `upto_seq` do. What is there now stays there: more is written behind it, or a shorter array
+        takes its place."""
         words = self._words.get(session_id, _NONE)
-        return words, _first_above(words, max(after_seq, self._released.get(session_id, 0))), len(words)
+        start = _first_above(words, max(after_seq, self._released.get(session_id, 0)))
+        stop = len(words) if upto_seq is None else min(len(words), _first_above(words, upto_seq - 1) + 2)
+        return words, start, max(start, stop)
 
     def pending_bytes(self, session_id: str, after_seq: int) -> int:
         """Payload bytes of the records that hold an event above `after_seq`."""

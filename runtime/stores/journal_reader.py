@@ -220,12 +220,17 @@ class JournalReader:
                 raise not_read(self._path, error) from error
         return Stretch(records, more)
 
-    def step(self, sweep: Sweep) -> None:
-        """A step of it: it takes what it wants of its next rows, or reads them first. Where they cannot be read, it finds
-        nothing there: what that means is said where a session is read by itself."""
-        if sweep.has_rows:
-            sweep.take()
-            return
+    def walk(self, sweep: Sweep, steps: int) -> None:
+        """So many steps of it, as long as it is not over: it looks where its sessions have something, reads rows, takes what it
+        wants of them. Where they cannot be read, it finds nothing there: what that means is said where a session is read by
+        itself."""
+        for _ in range(steps):
+            if sweep.is_over:
+                return
+            if not sweep.steps():
+                self._read_rows(sweep)
+
+    def _read_rows(self, sweep: Sweep) -> None:
         some = sweep.next_rows()
         with self._turn:
             try:

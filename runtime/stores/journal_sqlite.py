@@ -22,7 +22,6 @@ be read (`journal_salvage`), and a reader reads what it can.
 
 import contextlib
 from collections.abc import Collection, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 
 import anyio
@@ -35,7 +34,7 @@ from ..gathering import GatheringThread
 from . import frames
 from .journal_database import JournalDatabase
 from .journal_reader import bytes_of, follows
-from .journal_sweep import STEP_SESSIONS, Sweep
+from .journal_sweep import Sweep
 from .reserve import Reserve
 
 log = structlog.get_logger("sojourn.journal")
@@ -211,18 +210,13 @@ class SqliteJournal:
                     rest -= bytes_of(part.records)
 
     async def read_several(
-        self, after: Mapping[str, int], rest: Resting | None = None
+        self, after: Mapping[str, int], upto: Mapping[str, int] | None = None, rest: Resting | None = None
     ) -> Mapping[str, Sequence[Record]]:
         self._check_writable()
         await self._settle()
-        sweep = Sweep(self._database.index)
-        wanted = iter(after.items())
-        while some := list(islice(wanted, STEP_SESSIONS)):
-            await self._reads.run(sweep.look_for, some)
-            if rest is not None:
-                await rest()
+        sweep = Sweep(self._database.index, after, upto)
         while not sweep.is_over:
-            await self._reads.run(self._database.reader.step, sweep)
+            await self._reads.run(self._database.reader.walk, sweep, rest.at_once if rest is not None else 1)
             if rest is not None:
                 await rest()
         return sweep.found

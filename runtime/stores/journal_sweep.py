@@ -95,8 +95,12 @@ class Sweep:
         found: by session its records, by seq, without a gap; up to the first that cannot be read.
     """
 
-    def __init__(self, index: JournalIndex) -> None:
+    def __init__(
+        self, index: JournalIndex, after: Mapping[str, int], upto: Mapping[str, int] | None = None
+    ) -> None:
         self._index = index
+        self._unknown = deque(after.items())
+        self._upto = upto or {}
         self.found: dict[str, list[Record]] = {}
         self._unfinished: list[Run] = []
         self._looking: list[Run] = []  # those that were not shown yet what is given now
@@ -104,23 +108,28 @@ class Sweep:
         self._wanted: set[int] = set()
         self._rows: deque[int] = deque()
 
-    def look_for(self, after: Iterable[tuple[str, int]]) -> None:
-        """These sessions, too; before the first rows are read."""
+    @property
+    def is_over(self) -> bool:
+        return not (self._unknown or self._wanted or self._rows or self._looking)
+
+    def steps(self) -> bool:
+        """Looks for some of the sessions in the index, or takes what some have in the rows that were given; False where the next
+        rows are to be read for it first."""
+        if self._unknown:
+            self._look_for([self._unknown.popleft() for _ in range(min(STEP_SESSIONS, len(self._unknown)))])
+        elif self._looking:
+            self._take()
+        else:
+            return False
+        return True
+
+    def _look_for(self, after: Iterable[tuple[str, int]]) -> None:
         for session_id, seq in after:
-            words, start, stop = self._index.stretch(session_id, seq)
+            words, start, stop = self._index.stretch(session_id, seq, self._upto.get(session_id))
             run = Run(session_id, words[max(0, start - 2) : stop])
             self.found[session_id] = run.found
             self._unfinished.append(run)
             self._wanted.update([word >> OFFSET_BITS for word in words[start + 1 : stop : 2]])
-
-    @property
-    def is_over(self) -> bool:
-        return not self._rows and not self._wanted and not self._looking
-
-    @property
-    def has_rows(self) -> bool:
-        """Which are to be taken before the next ones are read."""
-        return bool(self._looking)
 
     def next_rows(self) -> list[int]:
         """Those to be read now, in order, of one epoch."""
@@ -141,8 +150,7 @@ class Sweep:
         self._given = (data, starts, epoch, upto_row)
         self._looking, self._unfinished = self._unfinished, []
 
-    def take(self) -> None:
-        """What some of the sessions have in the rows that were given."""
+    def _take(self) -> None:
         some, self._looking = self._looking[:STEP_SESSIONS], self._looking[STEP_SESSIONS:]
         self._unfinished += [run for run in some if run.take(*self._given)]
         if not self._looking:

@@ -122,10 +122,16 @@ class MemoryJournal:
         return records[: next(enough, len(records))]
 
     async def read_several(
-        self, after: Mapping[str, int], rest: Resting | None = None
+        self, after: Mapping[str, int], upto: Mapping[str, int] | None = None, rest: Resting | None = None
     ) -> Mapping[str, Sequence[Record]]:
         await self._begin()
-        return {session_id: self._above(session_id, seq) for session_id, seq in after.items()}
+        found = {session_id: self._above(session_id, seq) for session_id, seq in after.items()}
+        if upto is None:
+            return found
+        return {
+            session_id: [record for record in records if record.first_seq <= upto[session_id]]
+            for session_id, records in found.items()
+        }
 
     async def marks(self) -> list[Record]:
         await self._begin()

@@ -422,6 +422,18 @@ class JournalContract:
         tail = (await journal.read_several({"a": 0}))["a"][-1:]
         assert joined(tail)[0][2].endswith((await journal.read("a", 78))[0].payload)
 
+    async def test_several_sessions_are_read_up_to_the_record_that_holds_the_last_seq_of_each(
+        self, journal: Journal
+    ) -> None:
+        for n in range(1, 41):
+            await journal.append([events("b", n), events("a", 2 * n - 1, 2)])
+        found = await journal.read_several({"a": 6, "b": 3, "c": 0}, {"a": 11, "b": 100, "c": 5})
+        assert {session_id: joined(run) for session_id, run in found.items()} == {
+            "a": joined((await journal.read("a", 6))[:3]),
+            "b": joined(await journal.read("b", 3)),
+            "c": [],
+        }
+
     async def test_closing_again_does_nothing(self, journal: Journal) -> None:
         await journal.close()
         await journal.close()

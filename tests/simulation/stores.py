@@ -97,10 +97,12 @@ class SimJournal:
             )
 
     async def read_several(
-        self, after: Mapping[str, int], rest: Resting | None = None
+        self, after: Mapping[str, int], upto: Mapping[str, int] | None = None, rest: Resting | None = None
     ) -> Mapping[str, Sequence[Record]]:
         async with self._lane:
-            found = await self._mount.read("journal", "read several", lambda: self._inner.read_several(after))
+            found = await self._mount.read(
+                "journal", "read several", lambda: self._inner.read_several(after, upto)
+            )
         if rest is not None:
             await rest()
         return found

@@ -84,11 +84,11 @@ class FaultyJournal:
         return await self.inner.read(session_id, after_seq, bytes_max=bytes_max)
 
     async def read_several(
-        self, after: Mapping[str, int], rest: Resting | None = None
+        self, after: Mapping[str, int], upto: Mapping[str, int] | None = None, rest: Resting | None = None
     ) -> Mapping[str, Sequence[Record]]:
         if self.unreadable:
             raise StoreUnavailable("the disk does not answer")
-        return await self.inner.read_several(after, rest)
+        return await self.inner.read_several(after, upto, rest)
 
     def statistics(self) -> JournalStatistics:
         return self.inner.statistics()

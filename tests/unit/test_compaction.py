@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sojourn.actors.compaction import Kept, bytes_to_free, releasable_seq
+from sojourn.actors.compaction import SLOW_S_MAX, Kept, bytes_to_free, releasable_seq, slowed_s
 from sojourn.actors.errors import Damaged
 from sojourn.actors.ports import Record
 from sojourn.runtime.segments import decode_segment, encode_segment, pack, parse_name, segment_name, unpack
@@ -25,6 +25,12 @@ def test_compaction_begins_at_half_of_the_bound_and_ends_at_a_quarter() -> None:
     assert bytes_to_free(50, 100) == 0
     assert bytes_to_free(51, 100) == 26
     assert bytes_to_free(100, 100) == 75
+
+
+def test_commits_are_slowed_near_the_bound_and_not_before() -> None:
+    assert [slowed_s(size, 1_000) for size in (0, 500, 850)] == [0, 0, 0]
+    assert slowed_s(925, 1_000) == pytest.approx(SLOW_S_MAX / 2)
+    assert [slowed_s(size, 1_000) for size in (1_000, 5_000)] == pytest.approx([SLOW_S_MAX] * 2)
 
 
 @given(segments=seqs, newest=seqs, older=seqs, head=seqs)
