@@ -142,7 +142,7 @@ class Journal(Protocol):
 
         Args:
             upto: up to which seq each of them is wanted, or it ends with the record that holds that one; None: all there is.
-            rest: awaited between steps of it, where it takes some.
+            rest: awaited between steps of it, where it takes some; None: others have their turn, and it goes on at once.
 
         Raises:
             StoreUnavailable: as for `append`. Damage does not raise: what does not carry its checksum is left out with all

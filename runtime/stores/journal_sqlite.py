@@ -33,7 +33,7 @@ from ..bridge import OwnerThread
 from ..gathering import GatheringThread
 from . import frames
 from .journal_database import JournalDatabase
-from .journal_reader import bytes_of, follows
+from .journal_reader import STATEMENTS_MAX, bytes_of, follows
 from .journal_sweep import Sweep
 from .reserve import Reserve
 
@@ -216,7 +216,9 @@ class SqliteJournal:
         await self._settle()
         sweep = Sweep(self._database.index, after, upto)
         while not sweep.is_over:
-            await self._reads.run(self._database.reader.walk, sweep, rest.at_once if rest is not None else 1)
+            await self._reads.run(
+                self._database.reader.walk, sweep, rest.at_once if rest is not None else STATEMENTS_MAX
+            )
             if rest is not None:
                 await rest()
         return sweep.found
