@@ -1,6 +1,7 @@
 """Whole test runs among 1,000 live sessions (--sessions), 5 % of which are hot: each hot one is created, reports 48 log lines,
-results, samples and progress, is completed, and another takes its place. Events a second against the skeleton that writes
-the same; the latencies are of the same work offered at half that rate, from the intended moment."""
+results, samples and progress, is completed, and another takes its place. Reports are durable (--ack) and all of it is
+mirrored beside, which each completion waits for. Events a second against the skeleton and bare script call that write as much; the
+latencies are of the same work offered at half that rate, from the intended moment."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,6 +10,7 @@ from typing import Any
 from sojourn.actors.session.model import Ack
 from sojourn.runtime.runtime import Runtime
 
+from ..bare_redis import NAMESPACE, BareScript, server, spent
 from ..harness import Measured, Options, Stopwatch
 from ..live import completed, new_session, new_sessions, open_runtime, told
 from ..pace import LagMeter, offer
@@ -38,15 +40,18 @@ def runs_each(options: Options) -> int:
 
 
 async def one_run(runtime: Runtime, ack: Ack) -> None:
-    """A session from its creation to its end."""
+    """A session from its creation to its end, which the mirror has, too."""
     session_id = await new_session(runtime)
     for n in range(1, EVENTS + 1):
         await runtime.ask(session_id, told(n), ack=ack)
-    await runtime.ask(session_id, completed(EVENTS + 1), ack=ack)
+    await runtime.ask(session_id, completed(EVENTS + 1), ack=Ack.MIRRORED)
 
 
 async def measure(options: Options) -> Measured:
-    async with open_runtime(passivate_after_s=3_600.0) as runtime:
+    async with (
+        server(options) as url,
+        open_runtime(mirror=url, mirror_namespace=NAMESPACE, passivate_after_s=3_600.0) as runtime,
+    ):
         await new_sessions(runtime, options.sessions or SESSIONS)
         places, runs = hot(options), runs_each(options)
 
@@ -54,8 +59,10 @@ async def measure(options: Options) -> Measured:
             for _ in range(runs):
                 await one_run(runtime, options.ack)
 
+        before = spent(url)
         with Stopwatch() as watch:
             await asyncio.gather(*[place() for _ in range(places)])
+        server_s = spent(url).cpu_s - before.cpu_s
         events = places * runs * LIFE_EVENTS
         rate_per_s = options.rate_per_s or events / watch.elapsed_s / 2
         hands = Hands(runtime, options.ack, await new_sessions(runtime, places))
@@ -77,6 +84,7 @@ async def measure(options: Options) -> Measured:
         cpu_s=watch.cpu_s,
         latencies_us=offered.latencies_us,
         lag_us=lag.lag_us,
+        processes_cpu_s={"redis": server_s},
         more=more,
     )
 
@@ -111,7 +119,7 @@ class Hands:
             self._places[place] = self._spares.pop(), 0
             self._next.append(self._create)
             self.completed += 1
-            await self._runtime.ask(session_id, completed(EVENTS + 1), ack=self._ack)
+            await self._runtime.ask(session_id, completed(EVENTS + 1), ack=Ack.MIRRORED)
         else:
             await self._create()
 
@@ -121,4 +129,5 @@ class Hands:
 
 async def ceiling(options: Options) -> Measured:
     each = runs_each(options) * LIFE_EVENTS
-    return await skeleton([map(told, range(1, each + 1)) for _ in range(hot(options))])
+    async with server(options) as url, BareScript(url) as script:
+        return await skeleton([map(told, range(1, each + 1)) for _ in range(hot(options))], script.mirror)

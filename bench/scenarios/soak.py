@@ -5,6 +5,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
+from ..bare_redis import NAMESPACE, server
 from ..figures import percentile
 from ..harness import Measured, Options, Stopwatch
 from ..live import new_sessions, open_runtime
@@ -68,7 +69,11 @@ async def both(options: Options) -> tuple[Measured, Measured]:
     rate_per_s = options.rate_per_s or RATE_PER_S
     looks: list[Look] = []
     # Sessions that ended are handed over and leave memory as in any server; what is to be seen is what stays.
-    async with open_runtime(passivate_after_s=max(0.5, stretch_s / 4), seal_after_s=1.0) as runtime:
+    quickly = {"passivate_after_s": max(0.5, stretch_s / 4), "seal_after_s": 1.0}
+    async with (
+        server(options) as url,
+        open_runtime(mirror=url, mirror_namespace=NAMESPACE, **quickly) as runtime,
+    ):
         await new_sessions(runtime, options.sessions or SESSIONS)
         hands = Hands(runtime, options.ack, await new_sessions(runtime, hot(options)))
         with Stopwatch() as watch:
