@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import structlog
 from attrs import define, frozen
 
-from ..errors import NoSuchSession, Rejected, SojournError
+from ..errors import NoSuchSession, NotOpen, Rejected, SojournError
 from ..kernel.actor import ActorContext, JobDone
 from .core import Desk, TieringLimits, Work, failed, next_due_at, note, room, start_next, succeeded
 
@@ -196,7 +196,9 @@ class TieringActor:
         self._failures += 1
         failure = code_of(error)
         if failed(self._desk, session_id, failure, now, self._random(), self._limits):
-            log.error(
+            # One that the runtime's end came before is found by the next start.
+            say = log.info if isinstance(error, NotOpen) else log.error
+            say(
                 "tiering.failed",
                 session=session_id,
                 work=name,

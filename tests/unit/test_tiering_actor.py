@@ -7,7 +7,7 @@ import pytest
 import structlog
 from attrs import define, field
 
-from sojourn.actors.errors import IllegalInStatus, NoSuchSession, SojournError, StorageFull
+from sojourn.actors.errors import IllegalInStatus, NoSuchSession, NotOpen, SojournError, StorageFull
 from sojourn.actors.kernel.actor import ActorContext, Job
 from sojourn.actors.kernel.scheduler import Kernel
 from sojourn.actors.tiering.actor import TIERING, Ended, Look, Mover, Sealed, TieringActor, Waiting
@@ -138,6 +138,16 @@ def test_a_failure_is_said_once_with_its_remedy_and_tried_again_after_a_pause() 
         stage.end("hand_off:b")
     assert [said["event"] for said in logs] == ["tiering.goes_on_again"]
     assert stage.stats(lambda s: (dict(s.failing), s.handed_over)) == ({}, 2)
+
+
+def test_a_move_that_the_end_of_the_runtime_came_before_is_no_error_and_stays_to_be_done() -> None:
+    stage = Stage()
+    stage.tell(Sealed("a"))
+    with structlog.testing.capture_logs() as logs:
+        stage.end("hand_off:a", error=NotOpen())
+    assert [(said["log_level"], said["failure"]) for said in logs] == [("info", "not_open")]
+    stage.pass_time(2)
+    assert stage.jobs.keys() == {"hand_off:a"}
 
 
 def test_a_mistake_of_ours_is_said_with_its_traceback() -> None:
