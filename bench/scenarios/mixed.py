@@ -93,12 +93,15 @@ class Hands:
     """The same work in single steps, each of which can be due at any moment, whether or not those before are answered.
 
     A place whose session is complete goes on with one that was created meanwhile: each completion is followed by the
-    creation of a session, which waits among the spares."""
+    creation of a session, which waits among the spares. The first session of each place reports so much less that their ends
+    do not fall together, as those of runs that have nothing to do with each other do not."""
 
     def __init__(self, runtime: Runtime, ack: Ack, ids: list[str]) -> None:
         self._runtime = runtime
         self._ack = ack
-        self._places = [(session_id, 0) for session_id in ids]
+        self._places = [
+            (session_id, 0, 1 + EVENTS * number // len(ids)) for number, session_id in enumerate(ids)
+        ]
         self._spares: list[str] = []
         self._next: list[Callable[[], Awaitable[None]]] = []
         self.completed = 0
@@ -109,17 +112,17 @@ class Hands:
             await self._next.pop()()
             return
         place = number % len(self._places)
-        session_id, done = self._places[place]
-        if done < EVENTS:
-            self._places[place] = session_id, done + 1
+        session_id, done, events = self._places[place]
+        if done < events:
+            self._places[place] = session_id, done + 1, events
             await self._runtime.ask(session_id, told(done + 1), ack=self._ack)
             return
         # Its place is taken before the answer: what is due meanwhile belongs to the next one.
         if self._spares:
-            self._places[place] = self._spares.pop(), 0
+            self._places[place] = self._spares.pop(), 0, EVENTS
             self._next.append(self._create)
             self.completed += 1
-            await self._runtime.ask(session_id, completed(EVENTS + 1), ack=Ack.MIRRORED)
+            await self._runtime.ask(session_id, completed(events + 1), ack=Ack.MIRRORED)
         else:
             await self._create()
 
