@@ -165,7 +165,11 @@ class Runtime(Sessions):
             session_id = session_id_for(command.command_id, command.body.user_id)  # type: ignore[union-attr]
         else:
             session_id = new_session_id(self._clock.now(), secrets.token_bytes(10))
-        done: Done = await self._send(session_id, command, ack, None, size_bytes)
+            self._new_ids.add(session_id)
+        try:
+            done: Done = await self._send(session_id, command, ack, None, size_bytes)
+        finally:
+            self._new_ids.discard(session_id)
         if ack is _MIRRORED:
             await self._reached(session_id, done.seq, None)
         record = await self._moved_record(session_id) if done.duplicate else None

@@ -67,7 +67,7 @@ from .opening import Stores
 from .presence import Presence
 from .projector import CatalogProjector
 from .quarantine import Quarantine, quarantined_document
-from .recovery import History, Recovery
+from .recovery import History, Recovered, Recovery
 from .residents import Residents
 from .settings import Settings
 from .shared_reads import SharedReads
@@ -101,6 +101,9 @@ class Sessions(ABC):
         self._behind: dict[str, int] = {}
         # Of sessions that left memory before their rows were written: no more than have rows to be written.
         self._records_to_list: dict[str, dict[str, Any]] = {}
+        # Made here just now, for a session that is being created: nobody can have stored anything of it. To look for it all the
+        # same, in the catalog and the folders, was most of what a creation took.
+        self._new_ids: set[str] = set()
         self._accepting: set[str] = set()
         self._set_aside: dict[str, tuple[int, int]] = {}
         shelves = self._shelves = Shelves(
@@ -342,9 +345,18 @@ class Sessions(ABC):
 
     async def _start_session(self, context: ActorContext) -> Actor:
         session_id = context.actor_id
+        if session_id in self._new_ids:
+            self._new_ids.discard(session_id)  # one that crashes is recovered
+            return self._started(
+                Recovered(state=SessionState(session_id=session_id), epoch=0, snapshot_seq=0)
+            )
         recovered = await self._recovery.recover(session_id, losses_accepted=session_id in self._accepting)
         if recovered.missing is not None and await self._filled(session_id, *recovered.missing):
             recovered = await self._recovery.recover(session_id)
+        return self._started(recovered)
+
+    def _started(self, recovered: Recovered) -> Actor:
+        session_id = recovered.state.session_id
         self._snapshotter.recovered(session_id, recovered.snapshot_seq)
         self._residents.started(recovered.state.size_bytes)
         if recovered.missing is not None and session_id not in self._accepting:

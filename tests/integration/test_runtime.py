@@ -325,6 +325,23 @@ async def test_a_short_deadline_is_kept_although_nothing_else_happens() -> None:
         journal.hold.set()
 
 
+async def test_what_is_created_under_an_id_made_just_now_is_looked_for_nowhere() -> None:
+    looked_for: list[str] = []
+
+    class Watched(MemoryCatalog):
+        async def get(self, session_id: str) -> CatalogRow | None:
+            looked_for.append(session_id)
+            return await super().get(session_id)
+
+    stores = Stores(
+        journal=FaultyJournal(), catalog=Watched(), objects=MemoryObjects(), archive=MemoryObjects()
+    )
+    settings = Settings(data_dir=Path("nowhere"), mirror="none")
+    async with Runtime.over(settings, stores, SystemClock()) as runtime:
+        assert await new_session(runtime) not in looked_for
+        assert await new_session(runtime, command_id="c-1") in looked_for
+
+
 async def test_a_session_created_with_an_early_answer_is_answered() -> None:
     async with over(FaultyJournal()) as runtime:
         record, _ = await runtime.create(read_create({"title": "t"}), ack=Ack.APPLIED)
