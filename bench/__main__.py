@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
+from attrs import evolve
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
@@ -37,7 +38,7 @@ def run(
     sessions: Whole = None,
     clients: Whole = None,
     operations: Whole = None,
-    rounds: Annotated[int, Parameter(validator=Number(gte=1))] = 5,
+    rounds: Whole = None,
     rate: Real = None,
     duration: Real = None,
     ack: Ack = Ack.DURABLE,
@@ -53,7 +54,7 @@ def run(
         sessions: how many sessions or actors take part.
         clients: how many asks are under way at once.
         operations: how many operations a round.
-        rounds: how often ceiling and scenario are measured in turn.
+        rounds: how often ceiling and scenario are measured in turn; 5, and a soak once.
         rate: operations offered a second, in open-loop scenarios.
         duration: how many seconds an open-loop scenario or the soak goes on.
         ack: the level that durable asks ask for.
@@ -70,7 +71,6 @@ def run(
         sessions=sessions,
         clients=clients,
         operations=operations,
-        rounds=rounds,
         rate_per_s=rate,
         duration_s=duration,
         ack=ack,
@@ -78,7 +78,10 @@ def run(
         warm_up=warm_up,
     )
     try:
-        stops = [(name, options) for name in chosen(scenarios, soak=soak)]
+        stops = [
+            (name, evolve(options, rounds=rounds or harness.rounds_of(name)))
+            for name in chosen(scenarios, soak=soak)
+        ]
         loop_name = harness.loop_name(loop)
     except (ValueError, SojournError) as mistake:
         return _fail(str(mistake))

@@ -26,6 +26,7 @@ from .environment import environment as environment  # noqa: PLC0414 - the proof
 from .figures import over_rounds, percentile, percentiles, summary
 
 LOOPS = ("auto", "asyncio", "uvloop")
+ROUNDS = 5  # where neither the command nor the scenario says how many
 
 
 class Unavailable(SojournError):
@@ -60,7 +61,7 @@ class Options:
     sessions: int | None = None
     clients: int | None = None
     operations: int | None = None
-    rounds: int = 5
+    rounds: int = ROUNDS
     rate_per_s: float | None = None
     duration_s: float | None = None
     ack: Ack = Ack.DURABLE
@@ -135,6 +136,12 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise ValueError(f"there is no scenario {name!r}; one of: {', '.join(names())}")
     return importlib.import_module(f".scenarios.{name.replace('-', '_')}", __package__)
+
+
+def rounds_of(name: str) -> int:
+    """How many there are where the command does not say."""
+    found: int = getattr(load(name), "ROUNDS", ROUNDS)
+    return found
 
 
 def loop_name(asked: str = "auto") -> str:

@@ -17,6 +17,7 @@ UNIT = "events"
 COMPARED = "p99_us"
 WARM_UP = False
 NEEDS = "soak"
+ROUNDS = 1
 SESSIONS = 1_000
 RATE_PER_S = 500.0
 DURATION_S = 3_600.0

@@ -13,7 +13,7 @@ import pytest
 from bench import harness, peers
 from bench.__main__ import chosen
 from bench.environment import ROOT
-from bench.harness import Options, Run
+from bench.harness import Options, Run, rounds_of
 from bench.pace import offer
 from bench.results import read_results
 from bench.sampling import OTHER, STAGES, Sampler, profiled
@@ -167,6 +167,7 @@ def test_a_scenario_that_does_not_exist_is_told_with_those_that_do(here: Path) -
 def test_the_soak_is_run_when_it_is_asked_for() -> None:
     assert "soak" not in chosen((), soak=False)
     assert chosen((), soak=True) == ["soak"]
+    assert (rounds_of("soak"), rounds_of("tell")) == (1, 5)  # five would be five hours
     with pytest.raises(ValueError, match="soak takes an hour: say --soak too"):
         chosen(("soak",), soak=False)
 
