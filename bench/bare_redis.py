@@ -132,8 +132,11 @@ class BareScript:
         self._writer.close()
 
     def call(self, command: bytes) -> "asyncio.Future[bytes]":
-        """Send it; awaiting gives its answer. Raises StoreUnavailable where the server goes away first."""
+        """Send it; awaiting gives its answer. Raises StoreUnavailable where the server goes away first, or has gone."""
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        if self._reading.done():
+            _fail(answer, StoreUnavailable("the server has closed the connection"))
+            return answer
         self._waiting.append(answer)
         self._writer.write(command)
         return answer
@@ -165,14 +168,29 @@ class BareScript:
         return documents_named(state, TOUCHED)
 
     async def _read(self) -> None:
+        try:
+            await self._take_answers()
+        except OSError as error:  # a server that is killed with calls unread resets the connection
+            gone = StoreUnavailable(f"the server cut the connection ({error})")
+        else:
+            gone = StoreUnavailable("the server closed the connection")
+        for answer in self._waiting:
+            _fail(answer, gone)
+
+    async def _take_answers(self) -> None:
         parser = hiredis.Reader()
         while data := await self._reader.read(READ_BYTES):
             parser.feed(data)
             while (found := parser.gets()) is not False:
                 answer = self._waiting.popleft()
                 if isinstance(found, Exception):
-                    answer.set_exception(StoreUnavailable(f"the server answered {found}"))
-                else:
+                    _fail(answer, StoreUnavailable(f"the server answered {found}"))
+                elif not answer.done():
                     answer.set_result(found)
-        for answer in self._waiting:
-            answer.set_exception(StoreUnavailable("the server closed the connection"))
+
+
+def _fail(answer: "asyncio.Future[bytes]", error: StoreUnavailable) -> None:
+    """It counts as told: the first call that fails ends the round, and nobody awaits those behind it."""
+    if not answer.done():
+        answer.set_exception(error)
+        answer.exception()

@@ -1,9 +1,13 @@
 """Every scenario in its smallest form: that its figures are there and make sense, never how large they are."""
 
+import asyncio
+import gc
 import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +16,15 @@ import pytest
 
 from bench import harness, peers
 from bench.__main__ import chosen
+from bench.bare_redis import BareScript
 from bench.environment import ROOT
 from bench.harness import Options, Run, rounds_of
 from bench.pace import offer
 from bench.results import read_results
 from bench.sampling import OTHER, STAGES, Sampler, profiled
 from sojourn.actors.errors import StoreUnavailable
-from tests.support.redis import serving
+from sojourn.runtime.stores.redis_lane import pack
+from tests.support.redis import Server, serving
 from tests.support.wait import wait_until
 
 DEADLINE_S = 60.0
@@ -144,20 +150,23 @@ def test_a_sampler_leaves_the_process_as_it_was() -> None:
     assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
 
 
-def bench(*arguments: str, cwd: Path) -> "subprocess.Popen[str]":
-    with (cwd / "said").open("w") as said:
-        return subprocess.Popen(
-            [sys.executable, "-m", "bench", *arguments],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            text=True,
-        )
+@contextmanager
+def bench(*arguments: str, cwd: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Ends with the block; what it says on stderr stands in `said`."""
+    command = [sys.executable, "-m", "bench", *arguments]
+    with (
+        (cwd / "said").open("w") as said,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=said, text=True) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_scenario_that_does_not_exist_is_told_with_those_that_do(here: Path) -> None:
-    process = bench("run", "nothing", cwd=here)
-    process.communicate(timeout=DEADLINE_S)
+    with bench("run", "nothing", cwd=here) as process:
+        process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 2
     said = (here / "said").read_text()
     assert "there is no scenario 'nothing'; one of: activation, ask," in said
@@ -175,10 +184,10 @@ def test_the_soak_is_run_when_it_is_asked_for() -> None:
 def test_ctrl_c_keeps_the_rounds_that_were_measured(here: Path) -> None:
     out = here / "out.json"
     arguments = ["run", "tell", "--rounds", "100000", "--operations", "1000", "--json", str(out)]
-    process = bench(*arguments, cwd=here)
-    wait_until(lambda: "round 2/" in (here / "said").read_text(), DEADLINE_S)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=DEADLINE_S)
+    with bench(*arguments, cwd=here) as process:
+        wait_until(lambda: "round 2/" in (here / "said").read_text(), DEADLINE_S)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130
     (found,) = read_results(out)
     assert found["broken_off"] == "interrupted"
@@ -187,9 +196,11 @@ def test_ctrl_c_keeps_the_rounds_that_were_measured(here: Path) -> None:
 
 def test_a_redis_that_dies_in_the_middle_ends_the_scenario_and_keeps_its_rounds(here: Path) -> None:
     out = here / "out.json"
-    with serving() as server:
-        arguments = ["run", "mirror", "--redis", server.unix, "--rounds", "100000", "--json", str(out)]
-        process = bench(*arguments, "--operations", "2000", "--sessions", "20", cwd=here)
+    small = ["--rounds", "100000", "--operations", "2000", "--sessions", "20"]
+    with (
+        serving() as server,
+        bench("run", "mirror", "--redis", server.unix, *small, "--json", str(out), cwd=here) as process,
+    ):
         wait_until(lambda: "round 1/" in (here / "said").read_text(), DEADLINE_S)
         server.kill()
         process.communicate(timeout=DEADLINE_S)
@@ -200,6 +211,26 @@ def test_a_redis_that_dies_in_the_middle_ends_the_scenario_and_keeps_its_rounds(
     said = (here / "said").read_text()
     assert "mirror: broken off: StoreUnavailable" in said
     assert "Traceback" not in said
+
+
+def test_a_bare_call_to_a_server_that_was_killed_is_told_and_so_is_the_next(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def calls(server: Server) -> None:
+        async with BareScript(server.unix) as script:
+            server.process.send_signal(signal.SIGSTOP)
+            unread, behind = script.call(pack("ECHO", b"x")), script.call(pack("PING"))
+            server.kill()
+            with pytest.raises(StoreUnavailable, match="cut the connection"):
+                await unread
+            with pytest.raises(StoreUnavailable, match="has closed the connection"):
+                await script.call(pack("PING"))
+            assert behind.done()
+
+    with serving() as server:
+        asyncio.run(asyncio.wait_for(calls(server), DEADLINE_S))
+    gc.collect()
+    assert not caplog.records  # nor is what nobody awaited written down as an error
 
 
 def test_a_peer_that_cannot_be_installed_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
