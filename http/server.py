@@ -1,6 +1,7 @@
 """The facade behind uvicorn: sockets that we bind ourselves, and what uvicorn does not do.
 
-uvicorn has no deadline for request headers and no bound for their size under httptools; `GuardedProtocol` adds both.
+uvicorn has no deadline for request headers and no bound for their size under httptools, and no way to send the same to many
+without a task for each; `GuardedProtocol` adds all three.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..actors.errors import SojournError
 from .app import Application
+from .stream import DIRECT
 
 BACKLOG = 2048
 HEADER_BYTES_MAX = 64 * 1024
@@ -88,7 +90,7 @@ def bound_unix(path: Path) -> Iterator[socket.socket]:
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with a deadline and a bound for request headers."""
+    """uvicorn's protocol with a deadline and a bound for request headers, which is `stream.Direct` to its own responses."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -107,6 +109,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._in_headers = True
         super().on_message_begin()
+        self.scope["extensions"] = {DIRECT: self}  # type: ignore[dict-item]
 
     def on_headers_complete(self) -> None:
         self._in_headers = False
@@ -124,6 +127,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(b"431 Request Header Fields Too Large")
         elif self._deadline is None:
             self._arm()
+
+    def write_chunk(self, chunk: bytes) -> bool:
+        """See stream.Direct."""
+        if self.flow.write_paused or self.transport.is_closing():
+            return False
+        self.transport.write(chunk)
+        return True
 
     def _arm(self) -> None:
         self._deadline = self.loop.call_later(HEADERS_DEADLINE_S, self._refuse, b"408 Request Timeout")

@@ -2,13 +2,13 @@
 
 A stream pulls: it takes what is there, sends it in chunks, and takes what has come meanwhile. So a slow reader slows nobody
 and costs what it is being sent; it falls behind, and the runtime goes on from the history. What happens is made into frames
-once, by the first stream that comes to it, and sent by all of them: what is left of a fan-out is one wake-up and the
-server's own writing. Comments and the deadline are looked after every few seconds, so that no event pays for a timer.
+once, by the first stream that comes to it, and sent by all of them. Under our own server a stream that is level is written to
+from the hub's loop and stays asleep: what is left of a fan-out is a write for each. Comments and the deadline are looked after every few seconds, so that no event pays for a timer.
 """
 
 import contextlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import structlog
@@ -23,6 +23,8 @@ from .answers import encode
 
 log = structlog.stdlib.get_logger()
 
+# The extension of the scope that is a `Direct`. Only a server with nothing between it and this application may give it.
+DIRECT = "sojourn.direct"
 # A chunk ends with the frame that reaches this.
 CHUNK_BYTES = 64 * 1024
 # The wire promises a comment at least every 15 s: it comes when nothing was sent from one look to the next.
@@ -52,6 +54,16 @@ def snapshot_frame(epoch: int, seq: int, record: dict[str, Any], state: bytes) -
 def rewound_frame(epoch: int, seq_asked: int, seq: int) -> bytes:
     """Tells a reader that what it saw above `seq` has not survived."""
     return event_frame(epoch, seq, "rewound", encode({"from": seq_asked, "to": seq}))
+
+
+class Direct(Protocol):
+    """The connection of a response whose body is sent in chunks (RFC 9112, 7.1), past ASGI: a `send` is a coroutine that
+    frames its chunk anew for each receiver."""
+
+    def write_chunk(self, chunk: bytes) -> bool:
+        """Write it, size line and all; false, and nothing is written, where a `send` would wait. Between the response's start
+        and its end, when no `send` is under way. Never blocks."""
+        ...
 
 
 class StreamRegistry:
@@ -86,6 +98,7 @@ class Progress:
     """How far an open stream is.
 
     Attributes:
+        direct: where what happens is written while it waits; None: its own task sends it.
         place: where it waits for what happens, once it does.
         waiting_bytes: of the chunk that is being sent; 0: nothing is.
         sent: how many chunks were.
@@ -93,11 +106,22 @@ class Progress:
         stalled: cancelled, it ends in the middle of a chunk.
     """
 
+    direct: Direct | None = None
     place: Subscription | None = None
     waiting_bytes: int = 0
     sent: int = 0
     closed: bool = False
     stalled: anyio.CancelScope = field(factory=anyio.CancelScope)
+
+    def push(self, news: Sequence[News]) -> bool:
+        """See live.Outlet."""
+        if self.closed or self.direct is None:
+            return False
+        chunk = _chunk(news[0]) if len(news) == 1 else b"".join([_chunk(one) for one in news])
+        if len(chunk) > CHUNK_BYTES or not self.direct.write_chunk(chunk):
+            return False
+        self.sent += 1
+        return True
 
     def close(self) -> None:
         self.closed = True
@@ -139,7 +163,9 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-        progress = Progress()
+        # Who wants to see the end is sent to by its own task, which looks for it.
+        direct = scope.get("extensions", {}).get(DIRECT) if not self._until_end else None
+        progress = Progress(direct)
         self._registry.add(progress)
         try:
             async with anyio.create_task_group() as tasks:
@@ -169,14 +195,14 @@ class EventStream(Response):
                             return
                         yield chunk
                 return
-            async with self._runtime.follow(self._session_id, after=self._after) as place:
+            outlet = progress if progress.direct is not None else None
+            async with self._runtime.follow(self._session_id, after=self._after, outlet=outlet) as place:
                 progress.place = place
                 while not (progress.closed or place.closed):
-                    after = place.after
                     news = await place.take()
                     if not news and not (progress.closed or place.closed):
                         yield COMMENT_FRAME
-                    for chunk, is_last in self._framed(news, after):
+                    for chunk, is_last in self._framed(news, place.above):
                         yield chunk
                         if is_last or progress.closed:
                             return
@@ -209,10 +235,8 @@ class EventStream(Response):
         for one in news:
             record = one.record
             if record.first_seq > after and not self._until_end and len(record.payload) <= CHUNK_BYTES:
-                if one.frames is None:
-                    one.frames = b"".join([_frame(line) for line in lines_of(record, 0)])
-                frames.append(one.frames)
-                size += len(one.frames)
+                frames.append(_shared(one))
+                size += len(frames[-1])
             else:
                 for line in lines_of(record, after):
                     frames.append(_frame(line))
@@ -249,6 +273,21 @@ async def _wait_disconnect(receive: Receive, progress: Progress) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     progress.close()
+
+
+def _shared(news: News) -> bytes:
+    """All of its frames, made once for everybody."""
+    if news.frames is None:
+        news.frames = b"".join([_frame(line) for line in lines_of(news.record, 0)])
+    return news.frames
+
+
+def _chunk(news: News) -> bytes:
+    """The same as a chunk of the transfer coding."""
+    if news.chunk is None:
+        frames = _shared(news)
+        news.chunk = b"%x\r\n%b\r\n" % (len(frames), frames)
+    return news.chunk
 
 
 def _frame(line: Line) -> bytes:

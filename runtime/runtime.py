@@ -46,7 +46,7 @@ from ..actors.tiering.actor import (
 )
 from .compactor import CompactionStatistics
 from .facts import KEEP, Keep
-from .live import Line, LiveStatistics, Subscription, lines_of
+from .live import Line, LiveStatistics, Outlet, Subscription, lines_of
 from .monitor import wait_for_down
 from .opening import Stores, SystemClock, open_stores
 from .overview import Overview, sessions_of
@@ -399,10 +399,13 @@ class Runtime(Sessions):
             yield lines
 
     @asynccontextmanager
-    async def follow(self, session_id: str, *, after: int) -> AsyncIterator[Subscription]:
-        """As `stream`, record by record, for whoever sends the same to many."""
+    async def follow(
+        self, session_id: str, *, after: int, outlet: Outlet | None = None
+    ) -> AsyncIterator[Subscription]:
+        """As `stream`, record by record, for whoever sends the same to many. What comes while the reader waits in `take` goes
+        to `outlet` where it takes it, and past the reader."""
         await self._must_exist(session_id)
-        with self._hub.subscribe(session_id, after) as place:
+        with self._hub.subscribe(session_id, after, outlet) as place:
             yield place
 
     async def page(self, query: CatalogQuery) -> list[dict[str, Any]]:

@@ -236,6 +236,7 @@ class Sessions(ABC):
             passivation=self._residents.run,
             abandoning=self._abandoner.run,
             quarantine=self.quarantine.run,
+            live=self._hub.run,
             mirror=self._mirror.run if self._mirror is not None else None,
             mirror_server=place.watch if place is not None and place.private else None,
             timers=self._timekeeper.run,

@@ -11,6 +11,7 @@
       timers       sessions whose timers are due are woken
       quarantine   marks that count no more are taken back
       mirror       where there is one: keeps it level, and the private server running
+      live         sends what happens to the streams that are level
 
 A child that fails takes those below it along, since they stand on it; sessions and their mailboxes belong to the kernel's
 registry and outlive all of them. A stale epoch is fatal: another process owns the folder. Without commit or
@@ -32,6 +33,7 @@ def runtime_tree(
     abandoning: Run,
     timers: Run,
     quarantine: Run,
+    live: Run,
     mirror: Run | None = None,
     mirror_server: Run | None = None,
 ) -> Supervisor:
@@ -54,5 +56,6 @@ def runtime_tree(
             ChildSpec(child_id="quarantine", run=quarantine, fatal=(OwnershipLost,)),
             # Last: nothing stands on them.
             *[child for child in mirrors if child is not None],
+            ChildSpec(child_id="live", run=live),
         ],
     )

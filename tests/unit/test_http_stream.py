@@ -16,13 +16,15 @@ from sojourn.actors.ports import Record
 from sojourn.http.stream import (
     CHUNK_BYTES,
     COMMENT_FRAME,
+    DIRECT,
     LOOK_EVERY_S,
     STALLED_S,
     EventStream,
+    Progress,
     StreamRegistry,
     event_frame,
 )
-from sojourn.runtime.live import News, lines_of
+from sojourn.runtime.live import News, Outlet, lines_of
 from sojourn.runtime.runtime import Runtime
 from tests.support.facade import Exchange
 
@@ -39,11 +41,13 @@ class Script:
     error: Exception | None = None
     closed: bool = False
     left: bool = False
-    after: int = 0
+    above: int = 0
+    outlet: Outlet | None = None
     recalled: anyio.Event = field(factory=anyio.Event)
 
     @asynccontextmanager
-    async def follow(self, session_id: str, *, after: int) -> AsyncIterator["Script"]:
+    async def follow(self, session_id: str, *, after: int, outlet: Outlet | None) -> AsyncIterator["Script"]:
+        self.outlet = outlet
         try:
             yield self
         finally:
@@ -53,7 +57,6 @@ class Script:
         if self.happens:
             pause_s, news = self.happens.pop(0)
             await anyio.sleep(pause_s)
-            self.after = news.last_seq
             return [news]
         if self.error is not None:
             raise self.error
@@ -116,9 +119,71 @@ async def test_streams_of_a_session_send_the_same_frames_made_once() -> None:
     assert chunks[0] is chunks[1]
 
 
+@define
+class Wire:
+    """A `Direct` that takes chunks, or refuses."""
+
+    takes: bool = True
+    written: list[bytes] = field(factory=list)
+
+    def write_chunk(self, chunk: bytes) -> bool:
+        if self.takes:
+            self.written.append(chunk)
+        return self.takes
+
+
+@asynccontextmanager
+async def under_our_server(wire: Wire, *, until_end: bool = False) -> AsyncIterator[Script]:
+    """A stream that waits for what happens, of a server that gives `wire`."""
+    script, registry, exchange = Script(), StreamRegistry(), Exchange()
+    async with trio.open_nursery() as nursery:
+        scope = {**SCOPE, "extensions": {DIRECT: wire}}
+        nursery.start_soon(
+            script.answer(registry, until_end=until_end), scope, exchange.receive, exchange.send
+        )
+        await trio.testing.wait_all_tasks_blocked()
+        yield script
+        assert len(exchange.sent) == 2  # the start, and the retry line: nothing woke its task
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_happens_is_written_to_a_level_stream_as_one_chunk_of_the_transfer_coding() -> None:
+    wire = Wire()
+    one, two = record(1, b"x", b"y"), record(3, b"z")
+    async with under_our_server(wire) as script:
+        assert script.outlet is not None
+        assert script.outlet.push([one])
+        assert script.outlet.push([one, two])
+        wire.takes = False
+        assert not script.outlet.push([two])
+    chunks = [b"%x\r\n%b\r\n" % (len(frames(news)), frames(news)) for news in (one, two)]
+    assert wire.written == [chunks[0], chunks[0] + chunks[1]]
+
+
+async def test_a_record_larger_than_a_chunk_is_left_to_the_streams_own_task() -> None:
+    wire = Wire()
+    async with under_our_server(wire) as script:
+        assert script.outlet is not None
+        assert not script.outlet.push([record(1, b"x" * CHUNK_BYTES)])
+        assert not script.outlet.push([record(seq, b"x" * (CHUNK_BYTES // 3)) for seq in (1, 2, 3)])
+        assert script.outlet.push([record(1, b"x")])
+    assert len(wire.written) == 1
+
+
+async def test_a_stream_that_is_to_see_the_end_looks_at_every_event_itself() -> None:
+    async with under_our_server(Wire(), until_end=True) as script:
+        assert script.outlet is None
+
+
+async def test_a_stream_that_is_closed_takes_nothing_more() -> None:
+    progress = Progress(Wire())
+    progress.close()
+    assert not progress.push([record(1, b"x")])
+
+
 async def test_a_stream_that_begins_within_a_commit_is_sent_the_rest_of_it() -> None:
     exchange = Exchange()
-    script = Script([(0.0, record(1, b"x", b"y", b"z"))], after=2)
+    script = Script([(0.0, record(1, b"x", b"y", b"z"))], above=2)
     with trio.move_on_after(1):
         await script.answer(StreamRegistry())(SCOPE, exchange.receive, exchange.send)
     assert exchange.body.endswith(event_frame(1, 3, "log.appended", b'{"text":"z","type":"log.appended"}'))

@@ -20,6 +20,7 @@ CHILDREN = (
     "abandoning",
     "timers",
     "quarantine",
+    "live",
     "mirror",
 )
 
