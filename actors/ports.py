@@ -101,6 +101,10 @@ class Journal(Protocol):
         """What the rows hold: what the journal is bounded by."""
         ...
 
+    def epoch_of(self, session_id: str) -> int:
+        """The epoch that the session's last record here was written in; 0 where none of it is here."""
+        ...
+
     def released(self, session_id: str) -> int:
         """The seq up to which a session's events need not stand here, as `release` was told; 0: none were released."""
         ...

@@ -136,7 +136,7 @@ TARGETS: tuple[Target, ...] = (
         command="run crowd --duration 30 --rounds 3",
     ),
     _target(
-        "50,000 live sessions, most out of memory: p99, of that at 1,000 in memory",
+        "50,000 live sessions, 5 % hot, the others out of memory: p99, of that at 1,000 in memory",
         "crowd-passivated",
         ratio,
         2.0,

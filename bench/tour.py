@@ -39,6 +39,7 @@ STOPS: tuple[Stop, ...] = (
     _stop("open-sessions", rounds=2, duration_s=6.0),
     _stop("crowd", rounds=1, sessions=10_000, duration_s=2.0),
     _stop("crowd-passivated", rounds=1, sessions=10_000, duration_s=2.0),
+    _stop("crowd-cold", rounds=1, sessions=10_000, duration_s=2.0),
     _stop("activation", sessions=2_000),
     _stop("recovery", rounds=3),
     _stop("http-single", operations=10_000),

@@ -64,6 +64,9 @@ class Recovery:
     Args:
         known_heads: how far sessions are known to have come by what is no part of their history (the catalog's rows,
             where they are ahead of the journal): a session that ends below has lost its end.
+        epoch: this process's. What was last written in it has been read back before, and found to be whole.
+        short_bytes: such a session is folded from the journal where that holds everything, and less than this: it is not due
+            for a snapshot, and looking for one is half of what its activation takes.
     """
 
     def __init__(
@@ -74,7 +77,11 @@ class Recovery:
         shelves: Shelves,
         limits: Limits,
         known_heads: Mapping[str, int],
+        epoch: int = 0,
+        short_bytes: int = 0,
     ) -> None:
+        self._epoch = epoch
+        self._short_bytes = short_bytes
         self._journal = journal
         self._event_log = event_log
         self._shelves = shelves
@@ -115,6 +122,27 @@ class Recovery:
             return recovered
 
     async def _recover(self, session_id: str, shelf: Shelf, losses_accepted: bool) -> Recovered:
+        return await self._short(session_id, shelf) or await self._long(session_id, shelf, losses_accepted)
+
+    async def _short(self, session_id: str, shelf: Shelf) -> Recovered | None:
+        """From the journal alone; None where that does not do."""
+        journal = self._journal
+        end = max(shelf.seq, self._known_heads.get(session_id, 0))
+        if (
+            journal.epoch_of(session_id) != self._epoch
+            or journal.heads().get(session_id) != end
+            or journal.released(session_id)
+            or journal.pending_bytes(session_id, 0) >= self._short_bytes
+        ):
+            return None
+        state = SessionState(session_id=session_id)
+        try:
+            epoch, holes = await self._fold(state, 0, end)
+        except _Unreplayable:
+            return None  # said there
+        return None if holes else Recovered(state=state, epoch=epoch, snapshot_seq=0)
+
+    async def _long(self, session_id: str, shelf: Shelf, losses_accepted: bool) -> Recovered:
         state, epoch, snapshot = await self._newest_snapshot(session_id, shelf.objects)
         end = max(shelf.seq, self._known_heads.get(session_id, 0), snapshot)
         holes = [] if snapshot == 0 else await self._below(session_id, snapshot)

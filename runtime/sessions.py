@@ -111,6 +111,8 @@ class Sessions(ABC):
         )
         event_log = EventLog(stores.journal, shelves)
         self._recovery = Recovery(
+            epoch=epoch,
+            short_bytes=settings.snapshot_journal_bytes_min,
             journal=stores.journal,
             event_log=event_log,
             shelves=shelves,

@@ -19,6 +19,7 @@ SESSIONS = 5_000
 EVENTS = 18  # beside creation and start
 CLIENTS = 64
 NEVER_S = 86_400.0
+FROM_BYTES = 1  # by default sessions as short as these are read from the journal alone
 
 
 @contextmanager
@@ -27,7 +28,7 @@ def prepare(options: Options, loop: str) -> Iterator[Path]:
     with work_folder() as folder:
 
         async def fill(options: Options) -> None:
-            often = settings(folder, snapshot_interval_s=0.1, snapshot_journal_bytes_min=1)
+            often = settings(folder, snapshot_interval_s=0.1, snapshot_journal_bytes_min=FROM_BYTES)
             async with Runtime.open(often) as runtime:
                 ids = await new_sessions(runtime, options.sessions or SESSIONS)
 
@@ -50,7 +51,12 @@ def snapshots(folder: Path) -> dict[str, Path]:
 
 async def measure(options: Options) -> Measured:
     assert options.folder is not None
-    quiet = settings(options.folder, snapshot_interval_s=NEVER_S, passivate_after_s=NEVER_S)
+    quiet = settings(
+        options.folder,
+        snapshot_interval_s=NEVER_S,
+        snapshot_journal_bytes_min=FROM_BYTES,
+        passivate_after_s=NEVER_S,
+    )
     async with Runtime.open(quiet) as runtime:
         ids = list(snapshots(options.folder))
 

@@ -28,18 +28,19 @@ async def ceiling(options: Options) -> Measured:
     return await crowd(options, min(FEW, options.sessions or SESSIONS), passivate_after_s=3_600.0)
 
 
-async def crowd(options: Options, sessions: int, **changed: Any) -> Measured:
-    """Fill, and ask at random. `changed`: settings that differ from the defaults."""
+async def crowd(options: Options, sessions: int, *, hot: float = 1.0, **changed: Any) -> Measured:
+    """Fill, and ask at random among the share that is hot. `changed`: settings that differ from the defaults."""
     async with open_runtime(**changed) as runtime:
         ids = await new_sessions(runtime, sessions)
         await runtime.page(
             CatalogQuery(limit=1)
         )  # what making them left to be written: measured is only asking
-        next_n = [numbers() for _ in ids]
+        asked = max(1, int(sessions * hot))
+        next_n = [numbers() for _ in range(asked)]
         chosen = random.Random(1)
 
         async def send(number: int) -> None:
-            which = chosen.randrange(sessions)
+            which = chosen.randrange(asked)
             await runtime.ask(ids[which], progress(next_n[which]()), ack=options.ack)
 
         async with LagMeter() as lag:

@@ -401,6 +401,11 @@ class JournalIndex:
         stop = len(words) if upto_seq is None else min(len(words), _first_above(words, upto_seq - 1) + 2)
         return words, start, max(start, stop)
 
+    def last_epoch(self, session_id: str) -> int:
+        """Of the session's last record; 0 where there is none."""
+        words = self._words.get(session_id)
+        return self.epoch_of(words[-1] >> OFFSET_BITS) if words else 0
+
     def pending_bytes(self, session_id: str, after_seq: int) -> int:
         """Payload bytes of the records that hold an event above `after_seq`."""
         if self._last_seqs.get(session_id, 0) <= after_seq:

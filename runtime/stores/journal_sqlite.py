@@ -127,6 +127,9 @@ class SqliteJournal:
     def size_bytes(self) -> int:
         return self._database.index.rows.size_bytes
 
+    def epoch_of(self, session_id: str) -> int:
+        return self._database.index.last_epoch(session_id)
+
     def released(self, session_id: str) -> int:
         return self._database.index.released(session_id)
 

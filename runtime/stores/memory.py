@@ -63,6 +63,10 @@ class MemoryJournal:
     def size_bytes(self) -> int:
         return sum(row.size_bytes for row in self._rows)
 
+    def epoch_of(self, session_id: str) -> int:
+        records = self._sessions.get(session_id)
+        return records[-1].epoch if records else 0
+
     def released(self, session_id: str) -> int:
         return self._released.get(session_id, 0)
 

@@ -222,6 +222,16 @@ class JournalContract:
         assert await journal.read("a") == [events("a", 4, 3)]
         assert journal.pending_bytes("a", 0) == len(events("a", 4, 3).payload)
 
+    async def test_the_epoch_of_a_session_is_that_of_its_last_record(self, journal: Journal) -> None:
+        assert journal.epoch_of("a") == 0
+        await journal.append([claim(1), events("a", 1, epoch=1), events("b", 1, epoch=1)])
+        await journal.append([claim(3)])
+        await journal.append([events("a", 2, epoch=3)])
+        assert (journal.epoch_of("a"), journal.epoch_of("b")) == (3, 1)
+        await journal.release({"b": 1})
+        await journal.forget(["b"])
+        assert journal.epoch_of("b") == 0
+
     async def test_released_events_are_not_pending(self, journal: Journal) -> None:
         await journal.append([events("a", 1, 2), events("a", 3)])
         await journal.release({"a": 2})

@@ -32,6 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "activation": {"sessions": 20},
     "ask": {"operations": 500, "clients": 5},
     "crowd": {"sessions": 40, "duration_s": 0.2, "rate_per_s": 200},
+    "crowd-cold": {"sessions": 40, "duration_s": 0.2, "rate_per_s": 200},
     "crowd-passivated": {"sessions": 40, "duration_s": 0.2, "rate_per_s": 200},
     "durable-ask": {"operations": 200, "sessions": 10},
     "durable-open": {"operations": 200, "sessions": 10, "duration_s": 0.2},

@@ -27,11 +27,12 @@ from sojourn.actors.errors import (
     StoreUnavailable,
     UnusableFolder,
 )
-from sojourn.actors.ports import CatalogQuery, CatalogRow, Record, RecordKind
+from sojourn.actors.ports import CatalogQuery, CatalogRow, Objects, Record, RecordKind
 from sojourn.actors.session.actor import Done
 from sojourn.actors.session.commands import AppendLog, Command
 from sojourn.actors.session.model import Ack
 from sojourn.actors.session.wire import read_command, read_create
+from sojourn.runtime import recovery
 from sojourn.runtime.layout import session_folder
 from sojourn.runtime.opening import Stores, SystemClock
 from sojourn.runtime.runtime import Runtime
@@ -107,6 +108,35 @@ async def test_a_session_is_recovered_from_its_snapshot_and_the_journal_above_it
     (folder / snapshots[-1]).write_bytes(b"{")  # the older one is used
     async with Runtime.open(settings) as runtime:
         assert await runtime.state(session_id) == before
+
+
+async def test_a_short_session_of_this_process_comes_back_without_a_look_for_snapshots(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    listed = recovery.snapshot_names
+
+    async def look(objects: Objects, session_id: str) -> list[str]:
+        looked.append(session_id)
+        return await listed(objects, session_id)
+
+    monkeypatch.setattr(recovery, "snapshot_names", look)
+    async with Runtime.open(settings) as runtime:
+        session_id = await new_session(runtime)
+        await runtime.ask(session_id, log_line(1))
+        before = await runtime.state(session_id)
+        await runtime._drop(session_id)
+        assert await runtime.state(session_id) == before
+        assert looked == []
+        await runtime.ask(session_id, log_line(2, "x" * settings.snapshot_journal_bytes_min))
+        await runtime._drop(session_id)
+        assert (await runtime.state(session_id))[0] == 4
+        assert looked == [session_id]  # it may have one by now
+    async with Runtime.open(settings) as runtime:
+        await runtime.state(session_id)
+        assert (
+            looked == [session_id] * 2
+        )  # what another process has left is compared with what it has snapshotted
 
 
 async def test_a_journal_that_ends_below_a_snapshot_is_told_and_costs_no_other_session(

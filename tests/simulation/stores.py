@@ -70,6 +70,9 @@ class SimJournal:
     def size_bytes(self) -> int:
         return self._inner.size_bytes
 
+    def epoch_of(self, session_id: str) -> int:
+        return self._inner.epoch_of(session_id)
+
     def released(self, session_id: str) -> int:
         return self._inner.released(session_id)
 

@@ -45,6 +45,9 @@ class FaultyJournal:
     def size_bytes(self) -> int:
         return self.inner.size_bytes
 
+    def epoch_of(self, session_id: str) -> int:
+        return self.inner.epoch_of(session_id)
+
     def released(self, session_id: str) -> int:
         return self.inner.released(session_id)
 
