@@ -279,6 +279,11 @@ class Objects(Protocol):
         """
         ...
 
+    async def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+        """Each (name, data) that does not stand there already, and read back: the last one is written once those before it are
+        durable, and all are on return. Raises as `put`; StoreUnavailable where something else is read than was written."""
+        ...
+
     async def get(self, name: str) -> bytes:
         """Raises ObjectMissing."""
         ...

@@ -16,10 +16,13 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from ..actors.errors import NotOpen
 
 T = TypeVar("T")
+# Of what is computed with: up to here a way to a thread and back takes longer.
+INLINE_BYTES_MAX = 32 * 1024
 Deliver = Callable[[Any, Exception | None], None]
 Job = tuple[Callable[..., Any], tuple[Any, ...], Deliver]
 
@@ -32,6 +35,13 @@ def _end_all() -> None:
     for thread, queue in list(_alive.items()):
         queue.put(None)
         thread.join()
+
+
+async def compute(size_bytes: int, function: Callable[..., T], *args: Any) -> T:
+    """What `function` makes of data of that size: here where that is short, in a worker thread where it is not."""
+    if size_bytes <= INLINE_BYTES_MAX:
+        return function(*args)
+    return await anyio.to_thread.run_sync(function, *args)
 
 
 class OwnerThread:

@@ -5,7 +5,6 @@ from contextlib import AsyncExitStack
 
 import anyio
 import structlog
-from anyio import to_thread
 from anyio.lowlevel import checkpoint
 from attrs import evolve, frozen
 
@@ -21,11 +20,12 @@ from ..actors.errors import (
 )
 from ..actors.kernel.park import Gate
 from ..actors.ports import Journal, Record
+from .bridge import compute
 from .event_log import EventLog
 from .layout import session_folder
 from .recovery import History
 from .resting import Pace
-from .segments import SEGMENT_BYTES_FULL, SegmentName, encode_segment, segment_name
+from .segments import SEGMENT_BYTES_FULL, SegmentName, encode_segment, payload_bytes, segment_name
 from .shelves import Shelves
 from .snapshots import Snapshotter
 from .verified import put_and_read_back
@@ -45,9 +45,6 @@ SESSIONS_A_SLICE = 16
 RECORDS_A_SLICE = 250  # a millisecond; eight sessions are at it in turn
 RETRY_S = 1.0
 GRACE_S = 1.0  # after the start: those who ask first are answered first
-INLINE_BYTES_MAX = (
-    32 * 1024
-)  # compressed at once: a hop to a thread would take longer, and there may be 10,000 of them
 
 
 @frozen(kw_only=True)
@@ -433,10 +430,7 @@ class Compactor:
     async def _put(self, session_id: str, records: Sequence[Record]) -> None:
         first_seq, last_seq = records[0].first_seq, records[-1].last_seq
         name = segment_name(session_folder(session_id), first_seq, last_seq)
-        if payload_bytes(records) <= INLINE_BYTES_MAX:
-            data = encode_segment(session_id, records)
-        else:
-            data = await to_thread.run_sync(encode_segment, session_id, records)
+        data = await compute(payload_bytes(records), encode_segment, session_id, records)
         await put_and_read_back(self._shelves.recent, name, data)
         self._event_log.forget(session_id)
         self._segments += 1
@@ -450,11 +444,6 @@ class Compactor:
             journal_bytes=self._journal.size_bytes,
             journal_bytes_max=self._bytes_max,
         )
-
-
-def payload_bytes(records: Sequence[Record]) -> int:
-    """What they hold."""
-    return sum([len(record.payload) for record in records])
 
 
 def trimmed(record: Record, after_seq: int) -> Record:

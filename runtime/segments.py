@@ -74,6 +74,11 @@ def parse_name(name: str) -> SegmentName | None:
     return SegmentName(name=name, first_seq=int(match[1]), last_seq=int(match[2]))
 
 
+def payload_bytes(records: Sequence[Record]) -> int:
+    """What they hold."""
+    return sum([len(record.payload) for record in records])
+
+
 def encode_segment(session_id: str, records: Sequence[Record]) -> bytes:
     """Records that follow each other, without gap or overlap, as one segment.
 

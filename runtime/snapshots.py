@@ -5,12 +5,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import anyio
 import structlog
-from anyio import to_thread
 
 from ..actors.errors import SojournError
 from ..actors.ports import Journal
 from ..actors.session.codec import encode_snapshot
 from ..actors.session.model import SessionState
+from .bridge import compute
 from .layout import snapshot_name, snapshot_path, snapshot_seq
 from .recovery import snapshot_names
 from .resting import Rest
@@ -22,7 +22,6 @@ log = structlog.get_logger("sojourn.snapshots")
 SNAPSHOTS_KEPT = 2
 # Most have too little for a snapshot, and are only looked at: a quarter of a millisecond.
 LOOKED_A_SLICE = 50
-INLINE_BYTES_MAX = 32 * 1024  # encoded at once: a hop to a thread would take longer
 
 
 class Snapshotter:
@@ -147,10 +146,7 @@ class Snapshotter:
     async def _put(self, state: SessionState, names: Sequence[str]) -> None:
         """`names`: the session's snapshots that are there, newest first."""
         session_id = state.session_id
-        if state.size_bytes <= INLINE_BYTES_MAX:
-            data = encode_snapshot(state, self._epoch)
-        else:
-            data = await to_thread.run_sync(encode_snapshot, state, self._epoch)
+        data = await compute(state.size_bytes, encode_snapshot, state, self._epoch)
         name = snapshot_name(session_id, state.seq)
         await put_and_read_back(self._shelves.recent, name, data)
         self._seqs[session_id] = state.seq

@@ -33,6 +33,7 @@ from ..actors.session.model import ENDED, SessionState
 from ..actors.session.record import decode_record, public_record
 from ..actors.tiering.actor import LOOK_EVERY_S, Waiting
 from ..actors.tiering.core import Work
+from .bridge import compute
 from .event_log import EventLog
 from .facts import Keep, changed, encode_facts, facts_of, with_facts
 from .layout import facts_name, manifest_name, session_folder, snapshot_name, snapshot_seq
@@ -57,7 +58,7 @@ from .segments import (
     unpack,
 )
 from .shelves import ACTIVE, ARCHIVE, RECENT, Shelves
-from .verified import get_or_none, put_and_read_back, put_unless_there
+from .verified import Shipment, get_or_none, put_and_read_back, put_unless_there
 
 log = structlog.get_logger("sojourn.tiering")
 
@@ -114,9 +115,7 @@ class Tiering:
         self._archive_at = archive_at
         self._recent_days = recent_days
         self._seal_after_s = seal_after_s
-        self._merger = Merger(
-            recent=shelves.recent, event_log=event_log, history=history, bytes_full=segment_bytes_full
-        )
+        self._merger = Merger(recent=shelves.recent, history=history, bytes_full=segment_bytes_full)
 
     # -- active to recent ------------------------------------------------------------------------------------------
 
@@ -136,34 +135,39 @@ class Tiering:
             await self._seal(session_id)
         async with self._shelves.alone(session_id):
             shelf = await self._shelves.find(session_id)
+            if shelf.tier != ARCHIVE:
+                names = [name async for name in self._shelves.recent.list(session_folder(session_id))]
             if shelf.tier == ACTIVE:
-                manifest = await self._complete_recent(session_id)
-                await self._switch_to_recent(manifest)
+                manifest = await self._complete_recent(session_id, names)
+                await self._switch_to_recent(manifest, has_facts=facts_name(session_id) in names)
                 await self._journal.forget([session_id])
                 log.info("session.handed_over", session=session_id, seq=manifest.seq)
             elif shelf.tier == ARCHIVE:
                 return
             else:
                 manifest = await self._manifest(self._shelves.recent, session_id)
-            await self._delete_superseded(manifest)
+            await self._delete_superseded(manifest, names)
             self._changed(session_id, RECENT)
 
     async def _is_sealed(self, session_id: str, head: int) -> bool:
         row = await self._catalog.get(session_id)
         return row is not None and row.seq == head and decode_record(row.record)["sealed_at"] is not None
 
-    async def _complete_recent(self, session_id: str) -> Manifest:
-        """The session as objects, each verified, and the manifest beside them."""
+    async def _complete_recent(self, session_id: str, names: Sequence[str]) -> Manifest:
+        """The session as objects, each verified, and the manifest beside them. `names`: what is there of it."""
         recovered = await self._recovery.recover(session_id)
         state = recovered.whole()
-        snapshot, epoch = await self._final_snapshot(recovered)
-        segments = [entry async for entry in self._merger.merged(session_id, state.seq)]
+        shipment = Shipment(self._shelves.recent)
+        standing = [segment for name in names if (segment := parse_name(name)) is not None]
+        merged = self._merger.merged(session_id, state.seq, standing, shipment)
+        segments = [entry async for entry in merged]
+        snapshot, epoch = await self._final_snapshot(recovered, shipment)
         manifest = _recent_manifest(state, epoch, snapshot, segments)
-        await self._write_manifest(self._shelves.recent, manifest)
+        await shipment.close(manifest_name(session_id), _checked(manifest))
         return manifest
 
-    async def _final_snapshot(self, recovered: Recovered) -> tuple[ManifestObject, int]:
-        """The snapshot at the session's end, written where it is not there; and its epoch."""
+    async def _final_snapshot(self, recovered: Recovered, shipment: Shipment) -> tuple[ManifestObject, int]:
+        """The snapshot at the session's end, which goes with the shipment where it is not there; and its epoch."""
         state, objects = recovered.state, self._shelves.recent
         name = snapshot_name(state.session_id, state.seq)
         if recovered.snapshot_seq == state.seq:
@@ -178,12 +182,12 @@ class Tiering:
                     error=str(error),
                     remedy="none is needed: it was whole a moment ago, and is written anew",
                 )
-        data = await to_thread.run_sync(encode_snapshot, state, recovered.epoch)
-        await put_and_read_back(objects, name, data)
+        data = await compute(state.size_bytes, encode_snapshot, state, recovered.epoch)
+        await shipment.add(name, data)
         return entry_of(name, data), recovered.epoch
 
-    async def _switch_to_recent(self, manifest: Manifest) -> None:
-        row = await self._row(manifest, self._shelves.recent)
+    async def _switch_to_recent(self, manifest: Manifest, *, has_facts: bool = True) -> None:
+        row = await self._row(manifest, self._shelves.recent) if has_facts else catalog_row(manifest.record)
         if await self._catalog.switch(row, from_tier=ACTIVE):
             return
         # The projector lags, or the catalog is an older one: level first.
@@ -199,13 +203,12 @@ class Tiering:
                 "`sojourn rebuild-catalog`"
             )
 
-    async def _delete_superseded(self, manifest: Manifest) -> None:
-        """What the manifest does not list, nor is it or the facts."""
-        session_id, objects = manifest.session_id, self._shelves.recent
+    async def _delete_superseded(self, manifest: Manifest, names: Sequence[str]) -> None:
+        """Of what was there, what the manifest does not list, nor is it or the facts."""
         kept = {entry.name for entry in manifest.objects}
-        for name in [name async for name in objects.list(session_folder(session_id))]:
+        for name in names:
             if name not in kept and _is_history(name):
-                await objects.delete(name)
+                await self._shelves.recent.delete(name)
 
     # -- recent to archive -----------------------------------------------------------------------------------------
 
@@ -370,9 +373,7 @@ class Tiering:
 
     async def _write_manifest(self, objects: Objects, manifest: Manifest) -> None:
         """It is written last of all objects: from here on the session is complete there."""
-        data = encode_manifest(manifest)
-        decode_manifest(data, manifest.session_id)  # so that nothing is taken for complete that is not
-        await put_unless_there(objects, manifest_name(manifest.session_id), data)
+        await put_unless_there(objects, manifest_name(manifest.session_id), _checked(manifest))
 
     async def _row(self, manifest: Manifest, objects: Objects) -> CatalogRow:
         return catalog_row(with_facts(manifest.record, await facts_of(objects, manifest.session_id)))
@@ -380,6 +381,13 @@ class Tiering:
     def _changed(self, session_id: str, tier: str) -> None:
         self._event_log.forget(session_id)
         self._moved(session_id, tier)
+
+
+def _checked(manifest: Manifest) -> bytes:
+    """It as it is written, and read once: so that nothing is taken for complete that is not."""
+    data = encode_manifest(manifest)
+    decode_manifest(data, manifest.session_id)
+    return data
 
 
 def _recent_manifest(

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -107,6 +107,9 @@ class _LateBucket:
         self._opening = anyio.Lock()
 
     async def put(self, name: str, data: bytes, *, create_only: bool = False) -> None:
+        raise UnusableArchive(f"the archive {self._place.bucket} was opened to be read only")
+
+    async def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
         raise UnusableArchive(f"the archive {self._place.bucket} was opened to be read only")
 
     async def get(self, name: str) -> bytes:

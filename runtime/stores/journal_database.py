@@ -126,14 +126,21 @@ class JournalDatabase(JournalOpening):
             self.index.rows.dispose_of_lost()
         return rest
 
-    def forget(self, session_ids: list[str]) -> None:
+    def forget(self, session_ids: list[str]) -> tuple[list[str], bool]:
+        """Those of which so many records would go with the others that they must be released before; and whether there may be
+        more to `delete`."""
         connection = self._settled()
-        here = [session_id for session_id in session_ids if session_id in self.index.heads]
-        if here:
-            self._tell(connection, [(session_id, 0, self.index.row) for session_id in here])
-            for session_id in here:
+        few, too_many, records = list[str](), list[str](), 0
+        for session_id in session_ids:
+            if session_id in self.index.heads:
+                records += self.index.records_of(session_id)
+                (few if records <= RELEASE_RECORDS_MAX else too_many).append(session_id)
+        if few:
+            self._tell(connection, [(session_id, 0, self.index.row) for session_id in few])
+            for session_id in few:
                 self.index.forget(session_id)
             self.index.rows.dispose_of_lost()
+        return too_many, self.delete()
 
     def _tell(self, connection: sqlite3.Connection, lines: list[tuple[str, int, int]]) -> None:
         """Commits what was released, with the epoch as a fence."""

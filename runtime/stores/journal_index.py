@@ -237,6 +237,11 @@ class JournalIndex:
         """The last row that may hold a record from before the session was forgotten; 0: it never was."""
         return self._forgotten.get(session_id, 0)
 
+    def records_of(self, session_id: str) -> int:
+        """How many of its records are needed here."""
+        words = self._words.get(session_id, _NONE)
+        return (len(words) - self._live(session_id, words)) // 2
+
     def newly(self, upto: Mapping[str, int], records_max: int) -> tuple[dict[str, int], dict[str, int]]:
         """What of these releases is new, in two parts: one that lets go of no more than so many records, and the rest. A
         session of very many records is in both."""

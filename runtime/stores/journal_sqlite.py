@@ -166,13 +166,16 @@ class SqliteJournal:
     async def forget(self, session_ids: Collection[str]) -> None:
         self._check_writable()
         heads = self.heads()
-        here = {session_id: heads[session_id] for session_id in session_ids if session_id in heads}
+        left = [session_id for session_id in session_ids if session_id in heads]
+        more = False
         with anyio.CancelScope(shield=True):
-            await self._release(here)
-            names = list(here)
-            for start in range(0, len(names), RELEASE_SESSIONS_MAX):
-                await self._owner.run(self._database.forget, names[start : start + RELEASE_SESSIONS_MAX])
-            await self._delete()
+            while left:
+                some, left = left[:RELEASE_SESSIONS_MAX], left[RELEASE_SESSIONS_MAX:]
+                too_many, more = await self._owner.run(self._database.forget, some)
+                await self._release({session_id: heads[session_id] for session_id in too_many})
+                left = too_many + left
+            if more:
+                await self._delete()
 
     async def _release(self, upto: Mapping[str, int], rest: Resting | None = None) -> None:
         names = list(upto)

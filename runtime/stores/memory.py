@@ -24,6 +24,7 @@ from ...actors.ports import (
     RecordKind,
     Resting,
 )
+from ..verified import put_one_by_one
 from .mirror_keys import check_update
 from .object_names import check_name, check_prefix
 
@@ -284,6 +285,9 @@ class MemoryObjects:
         if create_only and name in self._objects:
             raise ObjectExists(f"there is an object {name} already; nothing was written")
         self._objects[name] = data
+
+    async def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+        await put_one_by_one(self, objects)
 
     async def get(self, name: str) -> bytes:
         check_name(name)

@@ -21,6 +21,7 @@ import anyio.to_thread
 
 from ...actors.errors import ObjectExists, ObjectMissing, StorageFull, StoreError, StoreUnavailable
 from ..gathering import GatheringThread
+from ..verified import differs
 from .folders import make_folders, sync_folder
 from .object_names import TEMPORARY, check_name, check_prefix
 
@@ -56,6 +57,10 @@ class FolderObjects:
 
     async def put(self, name: str, data: bytes, *, create_only: bool = False) -> None:
         await self._run(lambda: self._put(self._root / check_name(name), data, create_only))
+
+    async def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+        paths = [(self._root / check_name(name), data) for name, data in objects]
+        await self._run(lambda: self._put_all(paths))
 
     async def get(self, name: str) -> bytes:
         check_name(name)
@@ -97,7 +102,25 @@ class FolderObjects:
         except OSError as error:
             raise self._translated(error) from error
 
+    def _put_all(self, objects: Sequence[tuple[Path, bytes]]) -> None:
+        """One way to a thread for all of them, and one sync for the names of a folder: for small ones that is most of it."""
+        before, last = objects[:-1], objects[-1:]
+        for some in (before, last):
+            new = [(path, data) for path, data in some if _read_or_none(path) != data]
+            for path, data in new:
+                self._write(path, data, create_only=False)
+            for folder in {path.parent for path, _ in some}:
+                sync_folder(folder)
+            for path, data in new:
+                if path.read_bytes() != data:
+                    raise differs(self._name(path))
+
     def _put(self, path: Path, data: bytes, create_only: bool) -> None:
+        self._write(path, data, create_only)
+        sync_folder(path.parent)
+
+    def _write(self, path: Path, data: bytes, create_only: bool) -> None:
+        """Its content is durable, its name not yet."""
         temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
         descriptor = self._create(temporary)
         try:
@@ -117,7 +140,6 @@ class FolderObjects:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
-        sync_folder(path.parent)
 
     def _create(self, temporary: Path) -> int:
         """A new file, and its folders with it; `_delete` may take an emptied folder away in between."""
@@ -224,6 +246,13 @@ class FolderObjects:
                 f"no room in {self._root} ({error.strerror}); nothing was written, free some space"
             )
         return StoreUnavailable(f"the object store {self._root} failed ({error})")
+
+
+def _read_or_none(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except _MISSING:
+        return None
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import secrets
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Self
@@ -33,6 +33,7 @@ from ...actors.errors import (
     TooLarge,
     UnusableArchive,
 )
+from ..verified import put_one_by_one
 from .object_names import check_name, check_prefix
 from .s3_faults import Overtaken, not_listed
 from .s3_patience import BYTES_PER_S_MIN, Budget, Patience, Requests
@@ -210,6 +211,10 @@ class S3Objects:
         budget = self._requests.budget(len(data))
         sha256 = await _digest(data)
         await self._put(self._write(name, data, create_only=create_only, budget=budget, sha256=sha256))
+
+    async def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+        """As the port says."""
+        await put_one_by_one(self, objects)
 
     async def get(self, name: str) -> bytes:
         """As the port says. Raises Damaged where it does not carry the length or checksum it was written with."""

@@ -106,6 +106,15 @@ class ObjectsContract:
         assert all(version in versions for version in seen)
         assert await objects.get("a") == versions[-1]
 
+    async def test_objects_that_are_put_together_are_all_there(self, objects: Objects) -> None:
+        await objects.put("a/b", b"another")
+        await objects.put("a/c", b"c")
+        together = [("a/b", b"b"), ("a/c", b"c"), ("a/d/e", b""), ("a/f", b"f" * 100_000)]
+        await objects.put_all(together)
+        await objects.put_all(together)
+        assert [(name, await objects.get(name)) for name in await names(objects)] == together
+        await objects.put_all([])
+
     async def test_a_missing_object_is_named(self, objects: Objects) -> None:
         await objects.put("a/b", b"x")
         for name in ("b", "a", "a/c", "a/b/c"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sojourn.actors.errors import StorageFull, StoreUnavailable
+from sojourn.runtime.stores import folders, objects_folder
 from sojourn.runtime.stores.objects_folder import SMALL_BYTES_MAX, SMALL_FILES_MAX, FolderObjects
 from tests.support import stores
 
@@ -44,6 +45,40 @@ async def test_nothing_but_the_object_is_left_after_a_put(tmp_path: Path) -> Non
     await objects.put("a/b", b"x", create_only=True)
     await objects.put("a/b", b"y")
     assert [file.name for file in (tmp_path / "objects" / "a").iterdir()] == ["b"]
+
+
+async def test_the_last_of_those_put_together_is_written_once_the_others_are_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    replace, sync = os.replace, folders.sync_folder
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append(target.name)
+        replace(source, target)
+
+    def synced(folder: Path) -> None:
+        done.append(f"sync {folder.name}")
+        sync(folder)
+
+    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(objects_folder, "sync_folder", synced)
+    objects = FolderObjects(tmp_path)
+    (tmp_path / "a").mkdir()
+    await objects.put_all([("a/b", b"b"), ("a/c", b"c"), ("a/manifest", b"m")])
+    assert done == ["b", "c", "sync a", "manifest", "sync a"]
+    done.clear()
+    await objects.put_all([("a/b", b"b"), ("a/c", b"another"), ("a/manifest", b"m")])
+    assert done == ["c", "sync a", "sync a"]  # what stands may not have been synced where it broke off
+
+
+async def test_what_does_not_read_back_ends_those_put_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects_folder, "_write_all", lambda descriptor, data: os.write(descriptor, data[1:]))
+    with pytest.raises(StoreUnavailable, match="a/b does not read back as it was written"):
+        await FolderObjects(tmp_path).put_all([("a/b", b"xy"), ("a/manifest", b"m")])
+    assert not (tmp_path / "a" / "manifest").exists()
 
 
 async def test_folders_go_with_their_last_object(tmp_path: Path) -> None:

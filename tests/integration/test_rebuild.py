@@ -206,7 +206,7 @@ async def test_a_session_between_hand_off_and_the_end_of_it_is_recent() -> None:
     stores = memory_stores()
     await record_session(stores)
     await Mover(stores).seal("sess_" + "1" * 32)
-    await Mover(stores).tiering._complete_recent("sess_" + "1" * 32)
+    await Mover(stores).tiering._complete_recent("sess_" + "1" * 32, ())
     assert [row.tier for row in await written(stores)] == ["recent"]
 
 

@@ -22,6 +22,7 @@ from sojourn.actors.ports import (
 )
 from sojourn.runtime.opening import Stores
 from sojourn.runtime.stores.memory import MemoryJournal
+from sojourn.runtime.verified import put_one_by_one
 
 from .disk import Mount, phase_of_caller
 from .oracle import objects_of
@@ -243,6 +244,9 @@ class SimObjects:
         if self._store == "recent" and self._mount.behind is None:
             disk.oracle.belongs_here(disk, name)
         await self._alone(name, "put", put)
+
+    async def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+        await put_one_by_one(self, objects)
 
     async def get(self, name: str) -> bytes:
         if self._disk.draws("rot"):

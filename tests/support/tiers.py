@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,6 +29,7 @@ from sojourn.runtime.segments import encode_segment, segment_name
 from sojourn.runtime.shelves import Shelves
 from sojourn.runtime.stores.memory import MemoryCatalog, MemoryJournal, MemoryObjects
 from sojourn.runtime.tiering import Tiering
+from sojourn.runtime.verified import put_one_by_one
 
 from .faulty import TestClock
 
@@ -89,6 +90,9 @@ class Fallible:
 
         return call
 
+    async def put_all(self, objects: Sequence[tuple[str, bytes]]) -> None:
+        await put_one_by_one(self, objects)  # so that it breaks off between any two
+
     async def list(self, prefix: str) -> AsyncIterator[str]:
         if self._count(f"{self._name}.list"):
             raise self._plan.fault or AssertionError
@@ -118,7 +122,7 @@ class Overtaken:
 
     def __getattr__(self, name: str) -> Any:
         inner = getattr(self._inner, name)
-        if name not in {"get", "read"}:
+        if name not in {"get", "put_all", "read"}:
             return inner
 
         async def call(*args: Any, **kwargs: Any) -> Any:
