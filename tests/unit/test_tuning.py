@@ -27,3 +27,31 @@ print(mallinfo2().hblks - before)
 def test_a_large_block_goes_back_to_the_system_however_many_there_were() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
+
+
+# A cycle that outlived a look at the young objects, and of which nobody is left; then more young objects come.
+OLD_CYCLE = """
+import gc, sys, weakref
+from sojourn.runtime import tuning
+
+tuning.OLD_GARBAGE_EVERY_S = float(sys.argv[1])
+tuning.tune_process()
+
+class Node:
+    pass
+
+node = Node()
+node.itself = node
+gone = weakref.ref(node)
+gc.collect(0)
+del node
+held = [[] for _ in range(4 * tuning.YOUNG_OBJECTS)]
+print(gone() is None)
+"""
+
+
+@pytest.mark.parametrize(("every_s", "collected"), [("0", "True"), ("3600", "False")])
+def test_old_garbage_has_its_turn_by_the_clock(every_s: str, collected: str) -> None:
+    command = [sys.executable, "-c", OLD_CYCLE, every_s]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == collected
