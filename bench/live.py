@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
@@ -62,6 +63,23 @@ async def at_once(do: Callable[[int], Awaitable[None]], count: int, clients: int
     async with asyncio.TaskGroup() as tasks:
         for _ in range(min(clients, count)):
             tasks.create_task(client())
+
+
+async def for_so_long(do: Callable[[int], Awaitable[int]], clients: int, duration_s: float) -> int:
+    """`do(client)` by each client, again and again until so much time has passed; the sum of what they return. What is under way
+    then is finished. The first error ends them all."""
+    end, done = time.perf_counter() + duration_s, 0
+
+    async def client(number: int) -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            more = await do(number)
+            done += more
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(clients):
+            tasks.create_task(client(number))
+    return done
 
 
 async def new_session(runtime: Runtime) -> str:

@@ -29,7 +29,7 @@ STOPS: tuple[Stop, ...] = (
     _stop("durable-ask", sessions=1, operations=1_000),
     _stop("durable-ask", sessions=16, operations=10_000),
     _stop("durable-ask", sessions=2_048, operations=60_000),
-    _stop("durable-open", duration_s=2.0, operations=20_000),
+    _stop("durable-open", duration_s=2.0),
     _stop("mirror", operations=30_000),
     _stop("mirrored-ask", operations=20_000),
     _stop("mirrored-open", duration_s=2.0),

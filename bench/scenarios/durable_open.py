@@ -1,6 +1,6 @@
-"""Durable asks offered at half of what the same run reached at most (or --rate), to 256 sessions, each at a moment of its
-own; latency counts from that moment. The ceiling is the time of the commits alone, in the same run: an ask waits at least
-for the one that it is in."""
+"""Durable asks to 256 sessions, offered at half of what the same run reached at most over as long a time (or --rate), each at a
+moment of its own; latency counts from that moment. The ceiling is the time of the commits alone, in the same run: an ask
+waits at least for the one that it is in."""
 
 import time
 from collections.abc import Sequence
@@ -13,13 +13,12 @@ from sojourn.runtime.opening import SystemClock, open_stores
 from sojourn.runtime.runtime import Runtime
 
 from ..harness import Measured, Options, Stopwatch
-from ..live import closed_loop, new_sessions, progress, settings, work_folder
+from ..live import for_so_long, new_sessions, numbers, progress, settings, work_folder
 from ..pace import LagMeter, generator_cpu_us, offer
 
 UNIT = "asks"
 COMPARED = "p99_us"
 SESSIONS = 256
-OPERATIONS = 30_000  # to find the maximum with
 DURATION_S = 3.0
 
 
@@ -41,7 +40,7 @@ class TimedJournal:
 
 async def both(options: Options) -> tuple[Measured, Measured]:
     sessions = options.sessions or SESSIONS
-    each = max(1, (options.operations or OPERATIONS) // sessions)
+    duration_s = options.duration_s or DURATION_S
     with work_folder() as folder:
         changed = settings(folder)
         async with open_stores(changed) as stores:
@@ -49,27 +48,31 @@ async def both(options: Options) -> tuple[Measured, Measured]:
             timed: Any = evolve(stores, journal=journal)
             async with Runtime.over(changed, timed, SystemClock()) as runtime:
                 ids = await new_sessions(runtime, sessions)
+                next_n = [numbers() for _ in ids]
+
+                async def ask(which: int) -> int:
+                    await runtime.ask(ids[which], progress(next_n[which]()), ack=options.ack)
+                    return 1
+
                 with Stopwatch() as watch:
-                    await closed_loop(runtime, ids, each)
-                rate_per_s = options.rate_per_s or each * sessions / watch.elapsed_s / 2
+                    asked = await for_so_long(ask, sessions, duration_s)
+                maximum_per_s = asked / watch.elapsed_s
+                rate_per_s = options.rate_per_s or maximum_per_s / 2
                 generator_us = await generator_cpu_us(rate_per_s)
                 journal.appends_us.clear()
-
-                async def send(number: int) -> None:
-                    await runtime.ask(
-                        ids[number % sessions], progress(each + 1 + number // sessions), ack=options.ack
-                    )
 
                 async with LagMeter() as lag:
                     with Stopwatch() as open_watch:
                         offered = await offer(
-                            send, rate_per_s=rate_per_s, duration_s=options.duration_s or DURATION_S
+                            lambda number: ask(number % sessions),
+                            rate_per_s=rate_per_s,
+                            duration_s=duration_s,
                         )
                 commits_us = list(journal.appends_us)
     more: dict[str, Any] = {
         "offered_per_s": rate_per_s,
         "reached_per_s": offered.reached_per_s,
-        "maximum_per_s": each * sessions / watch.elapsed_s,
+        "maximum_per_s": maximum_per_s,
         "generator_cpu_us": generator_us,
         "sent_late_p99_us": sorted(offered.late_us)[int(0.99 * len(offered.late_us))],
     }

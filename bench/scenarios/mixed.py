@@ -1,9 +1,9 @@
-"""Whole test runs among 1,000 live sessions (--sessions), 5 % of which are hot: each hot one is created, reports 48 log lines,
+"""Whole test runs among 1,000 live sessions (--sessions), 5 % of which are hot: each hot one is created, reports 480 log lines,
 results, samples and progress, is completed, and another takes its place. Reports are durable (--ack) and all of it is
-mirrored beside, which each completion waits for. Events a second against the skeleton and bare script call that write as much; the
-latencies are of the same work offered at half that rate, from the intended moment."""
+mirrored beside, which each completion waits for. Events a second over --duration, against the skeleton and bare script call that
+write as much; the latencies are of the same work offered for as long at half that rate (or --rate), from the intended moment. From
+30 s on ended runs are handed over beside it."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,7 +12,7 @@ from sojourn.runtime.runtime import Runtime
 
 from ..bare_redis import NAMESPACE, BareScript, server, spent
 from ..harness import Measured, Options, Stopwatch
-from ..live import completed, new_session, new_sessions, open_runtime, told
+from ..live import completed, for_so_long, new_session, new_sessions, open_runtime, told
 from ..pace import LagMeter, offer
 from ..skeleton import skeleton
 
@@ -21,10 +21,10 @@ WARM_UP = False
 SESSIONS = 1_000
 HOT_SHARE = 0.05
 HOT_MIN, HOT_MAX = 16, 1_000
-EVENTS = 48
+EVENTS = 480
 # Beside its reports, a session's life is: created, started, completed.
-LIFE_EVENTS = EVENTS + 3
-OPERATIONS = 50_000
+LIFE_EVENTS = 3
+OPERATIONS = 50_000  # of the ceiling
 DURATION_S = 3.0
 
 
@@ -34,42 +34,38 @@ def hot(options: Options) -> int:
     return options.clients or min(sessions, max(HOT_MIN, min(HOT_MAX, round(sessions * HOT_SHARE))))
 
 
-def runs_each(options: Options) -> int:
-    """How many sessions, one after the other, each hot place goes through."""
-    return max(1, (options.operations or OPERATIONS) // (hot(options) * LIFE_EVENTS))
-
-
-async def one_run(runtime: Runtime, ack: Ack) -> None:
-    """A session from its creation to its end, which the mirror has, too."""
+async def one_run(runtime: Runtime, ack: Ack, reports: int) -> int:
+    """A session from its creation to its end, which the mirror has, too. Returns how many events that are."""
     session_id = await new_session(runtime)
-    for n in range(1, EVENTS + 1):
+    for n in range(1, reports + 1):
         await runtime.ask(session_id, told(n), ack=ack)
-    await runtime.ask(session_id, completed(EVENTS + 1), ack=Ack.MIRRORED)
+    await runtime.ask(session_id, completed(reports + 1), ack=Ack.MIRRORED)
+    return reports + LIFE_EVENTS
 
 
 async def measure(options: Options) -> Measured:
+    return await test_runs(options, reports=EVENTS)
+
+
+async def test_runs(options: Options, *, reports: int) -> Measured:
+    """Of so many reports each."""
+    duration_s = options.duration_s or DURATION_S
     async with (
         server(options) as url,
         open_runtime(mirror=url, mirror_namespace=NAMESPACE, passivate_after_s=3_600.0) as runtime,
     ):
         await new_sessions(runtime, options.sessions or SESSIONS)
-        places, runs = hot(options), runs_each(options)
-
-        async def place() -> None:
-            for _ in range(runs):
-                await one_run(runtime, options.ack)
-
+        places = hot(options)
         before = spent(url)
         with Stopwatch() as watch:
-            await asyncio.gather(*[place() for _ in range(places)])
-        server_s = spent(url).cpu_s - before.cpu_s
-        events = places * runs * LIFE_EVENTS
-        rate_per_s = options.rate_per_s or events / watch.elapsed_s / 2
-        hands = Hands(runtime, options.ack, await new_sessions(runtime, places))
-        async with LagMeter() as lag:
-            offered = await offer(
-                hands.act, rate_per_s=rate_per_s, duration_s=options.duration_s or DURATION_S
+            events = await for_so_long(
+                lambda place: one_run(runtime, options.ack, reports), places, duration_s
             )
+        server_s = spent(url).cpu_s - before.cpu_s
+        rate_per_s = options.rate_per_s or events / watch.elapsed_s / 2
+        hands = Hands(runtime, options.ack, await new_sessions(runtime, places), reports)
+        async with LagMeter() as lag:
+            offered = await offer(hands.act, rate_per_s=rate_per_s, duration_s=duration_s)
     more: dict[str, Any] = {
         "hot": places,
         "offered_per_s": rate_per_s,
@@ -96,11 +92,12 @@ class Hands:
     creation of a session, which waits among the spares. The first session of each place reports so much less that their ends
     do not fall together, as those of runs that have nothing to do with each other do not."""
 
-    def __init__(self, runtime: Runtime, ack: Ack, ids: list[str]) -> None:
+    def __init__(self, runtime: Runtime, ack: Ack, ids: list[str], reports: int) -> None:
         self._runtime = runtime
         self._ack = ack
+        self._reports = reports
         self._places = [
-            (session_id, 0, 1 + EVENTS * number // len(ids)) for number, session_id in enumerate(ids)
+            (session_id, 0, 1 + reports * number // len(ids)) for number, session_id in enumerate(ids)
         ]
         self._spares: list[str] = []
         self._next: list[Callable[[], Awaitable[None]]] = []
@@ -119,7 +116,7 @@ class Hands:
             return
         # Its place is taken before the answer: what is due meanwhile belongs to the next one.
         if self._spares:
-            self._places[place] = self._spares.pop(), 0, EVENTS
+            self._places[place] = self._spares.pop(), 0, self._reports
             self._next.append(self._create)
             self.completed += 1
             await self._runtime.ask(session_id, completed(events + 1), ack=Ack.MIRRORED)
@@ -131,6 +128,6 @@ class Hands:
 
 
 async def ceiling(options: Options) -> Measured:
-    each = runs_each(options) * LIFE_EVENTS
+    each = max(1, (options.operations or OPERATIONS) // hot(options))
     async with server(options) as url, BareScript(url) as script:
         return await skeleton([map(told, range(1, each + 1)) for _ in range(hot(options))], script.mirror)

@@ -12,6 +12,7 @@ from ..live import new_sessions, open_runtime
 from ..memory import descriptors, resident_bytes
 from ..pace import LagMeter, offer
 from .mixed import Hands, hot
+from .mixed_short import EVENTS
 
 UNIT = "events"
 COMPARED = "p99_us"
@@ -76,7 +77,7 @@ async def both(options: Options) -> tuple[Measured, Measured]:
         open_runtime(mirror=url, mirror_namespace=NAMESPACE, **quickly) as runtime,
     ):
         await new_sessions(runtime, options.sessions or SESSIONS)
-        hands = Hands(runtime, options.ack, await new_sessions(runtime, hot(options)))
+        hands = Hands(runtime, options.ack, await new_sessions(runtime, hot(options)), EVENTS)
         with Stopwatch() as watch:
             for number in range(STRETCHES):
                 async with LagMeter() as lag:
