@@ -28,7 +28,6 @@ from .resting import Pace
 from .segments import SEGMENT_BYTES_FULL, SegmentName, encode_segment, payload_bytes, segment_name
 from .shelves import Shelves
 from .snapshots import Snapshotter
-from .verified import put_and_read_back
 
 log = structlog.get_logger("sojourn.compaction")
 
@@ -431,7 +430,7 @@ class Compactor:
         first_seq, last_seq = records[0].first_seq, records[-1].last_seq
         name = segment_name(session_folder(session_id), first_seq, last_seq)
         data = await compute(payload_bytes(records), encode_segment, session_id, records)
-        await put_and_read_back(self._shelves.recent, name, data)
+        await self._shelves.recent.put_all([(name, data)])
         self._event_log.forget(session_id)
         self._segments += 1
         self._events += last_seq - first_seq + 1

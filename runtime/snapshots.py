@@ -15,7 +15,6 @@ from .layout import snapshot_name, snapshot_path, snapshot_seq
 from .recovery import snapshot_names
 from .resting import Rest
 from .shelves import Shelves
-from .verified import put_and_read_back
 
 log = structlog.get_logger("sojourn.snapshots")
 
@@ -148,7 +147,7 @@ class Snapshotter:
         session_id = state.session_id
         data = await compute(state.size_bytes, encode_snapshot, state, self._epoch)
         name = snapshot_name(session_id, state.seq)
-        await put_and_read_back(self._shelves.recent, name, data)
+        await self._shelves.recent.put_all([(name, data)])
         self._seqs[session_id] = state.seq
         self.written += 1
         self._told(session_id, state.seq)

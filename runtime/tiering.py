@@ -135,15 +135,14 @@ class Tiering:
             await self._seal(session_id)
         async with self._shelves.alone(session_id):
             shelf = await self._shelves.find(session_id)
-            if shelf.tier != ARCHIVE:
-                names = [name async for name in self._shelves.recent.list(session_folder(session_id))]
+            if shelf.tier == ARCHIVE:
+                return
+            names = [name async for name in self._shelves.recent.list(session_folder(session_id))]
             if shelf.tier == ACTIVE:
                 manifest = await self._complete_recent(session_id, names)
                 await self._switch_to_recent(manifest, has_facts=facts_name(session_id) in names)
                 await self._journal.forget([session_id])
                 log.info("session.handed_over", session=session_id, seq=manifest.seq)
-            elif shelf.tier == ARCHIVE:
-                return
             else:
                 manifest = await self._manifest(self._shelves.recent, session_id)
             await self._delete_superseded(manifest, names)
