@@ -34,7 +34,7 @@ class Target:
 
     Attributes:
         what: in words, with the bound.
-        scenario: whose result; `with_`: options that the result must have been measured with, None: not given.
+        scenario: whose result; `sessions` and `rate_per_s`: what it must have been measured with, None: not given.
         found: the number that is held against `bound`, `at_least` it or at most.
         command: what measures it as it is meant, on a quiet machine.
     """
@@ -47,13 +47,16 @@ class Target:
     command: str
     unit: str = ""
     sessions: int | None = None
+    rate_per_s: float | None = None
 
     def of(self, results: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         """The last result that it is about; None where there is none."""
         fitting = [
             result
             for result in results
-            if result["scenario"] == self.scenario and result["options"]["sessions"] == self.sessions
+            if result["scenario"] == self.scenario
+            and result["options"]["sessions"] == self.sessions
+            and result["options"]["rate_per_s"] == self.rate_per_s
         ]
         return fitting[-1] if fitting else None
 
@@ -102,21 +105,31 @@ TARGETS: tuple[Target, ...] = (
         "CPU an event at 10,000 live sessions, of that at 100", "live-sessions", ratio, 1.5, at_least=False
     ),
     _target(
-        "whole test runs among 1,000 live sessions: events a second",
+        "whole test runs among 1,000 live sessions: events a second, for a minute",
         "mixed",
         figure,
         20_000,
         at_least=True,
-        command="run mixed --duration 30",
+        command="run mixed --duration 60 --rounds 3",
     ),
     _target(
-        "the same offered at half: p99",
+        "the same offered at half of that: p99",
         "mixed",
         p99_ms,
         10.0,
         at_least=False,
         unit="ms",
-        command="run mixed --duration 30",
+        command="run mixed --duration 60 --rounds 3",
+    ),
+    _target(
+        "the same offered at 10,000 a second: p99",
+        "mixed",
+        p99_ms,
+        10.0,
+        at_least=False,
+        unit="ms",
+        rate_per_s=10_000,
+        command="run mixed --duration 60 --rate 10000 --rounds 3",
     ),
     _target(
         "whole test runs among 10,000 live sessions: events a second",

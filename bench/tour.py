@@ -35,6 +35,7 @@ STOPS: tuple[Stop, ...] = (
     _stop("mirrored-open", duration_s=2.0),
     _stop("live-sessions", operations=20_000),
     _stop("mixed", operations=30_000, duration_s=2.0),
+    _stop("mixed-short", operations=30_000, duration_s=2.0),
     _stop("mixed", rounds=1, sessions=10_000, operations=30_000, duration_s=2.0),
     _stop("open-sessions", rounds=2, duration_s=6.0),
     _stop("crowd", rounds=1, sessions=10_000, duration_s=2.0),

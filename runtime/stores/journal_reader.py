@@ -30,7 +30,8 @@ from .sqlite_files import BUSY_TIMEOUT_S, UNREADABLE, primary_code, uri
 READ_BYTES_MAX = 1024 * 1024
 READ_RECORDS_MAX = 64
 # In one hop to the reader's thread: so long may another session's read wait. At full load most of a hop is waiting for the
-# interpreter: where each step of a walk had one of its own, 200 sessions took 7 s to be level in the mirror again, not 2.
+# interpreter: where each step of a walk had one of its own, 200 sessions took 7 s to be level in the mirror again, not 3
+# (`make prove PROVE_ARGS=redis_faults`).
 STATEMENTS_MAX = 8
 
 # Pieces of many rows as one blob, in the order asked for.
