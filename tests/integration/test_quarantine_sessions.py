@@ -28,7 +28,8 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return World(*with_fuse(Settings(data_dir=tmp_path / "data")))
+    # So that a session that comes back looks for its snapshots, however short it is.
+    return World(*with_fuse(Settings(data_dir=tmp_path / "data", snapshot_journal_bytes_min=0)))
 
 
 class Broken(MemoryObjects):

@@ -35,7 +35,7 @@ PHASES = {
     "CommitWriter._try_again": "commit",
     "Snapshotter.write_due": "snapshot",
     "Compactor.compact": "compaction",
-    "Compactor._move": "compaction",
+    "Compactor._one": "compaction",
     "Tiering.hand_off": "hand-off",
     "Tiering.archive": "archive",
     "Tiering.look": "look",
