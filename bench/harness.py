@@ -160,7 +160,11 @@ def execute(measure: Callable[[Options], Awaitable[Any]], options: Options, loop
     """Run one measurement on a new event loop."""
 
     async def once() -> Any:
-        return await measure(options)
+        found = await measure(options)
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # Ctrl-C came within its last step, and would be lost
+            raise asyncio.CancelledError
+        return found
 
     factory = None
     if loop == "uvloop":
@@ -170,6 +174,8 @@ def execute(measure: Callable[[Options], Awaitable[Any]], options: Options, loop
     try:
         with asyncio.Runner(loop_factory=factory) as runner:
             return runner.run(once())
+    except asyncio.CancelledError as error:  # by Ctrl-C, as the task began: nobody else cancels it
+        raise KeyboardInterrupt from error
     except RuntimeError as error:
         # After Ctrl-C within one of its callbacks uvloop takes itself for running still, and cannot be closed.
         before: BaseException | None = error

@@ -5,18 +5,19 @@ import contextlib
 import ctypes
 import gc
 import sys
+import threading
 import time
-from typing import Any
 
 # A thread that wants the interpreter waits this long for one that computes. The journal's thread wants it twice a commit:
 # at Python's 5 ms a commit beside a busy event loop took up to 3 s, at this 2-4 ms.
 SWITCH_INTERVAL_S = 0.0001
 # Young objects that are looked at together: of 20,000 at once a look took 10 to 25 ms.
 YOUNG_OBJECTS = 5_000
-# What has outlived that is looked at so often, and not after so many new objects: among 10,000 sessions that is 200 ms, at
-# 17,000 events a second it came every 40 s, and turns leave no cycles behind (a connection leaves 31 objects).
-OLD_GARBAGE_EVERY_S = 300.0
-_NEVER, _NEXT_TIME = 1_000_000_000, 0
+# What has outlived that is looked at so seldom, and if there were so many looks at young ones since: among 10,000 sessions it takes
+# 200 ms, at 17,000 events a second it came every 40 s, and turns leave no cycles behind (a connection leaves 31 objects).
+OLD_GARBAGE_EVERY_S, OLD_GARBAGE_AFTER = 300.0, 200
+_NEVER = 1_000_000_000
+_THREAD = "sojourn old garbage"
 # glibc gives blocks above this back to the system as they are freed, and raises it with each up to 32 MiB: then what moving
 # 8 MiB segments took stays with each thread that did so, 15 MB over a day.
 _M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES = -3, 1024 * 1024
@@ -36,30 +37,18 @@ def tune_process() -> None:
     gc.freeze()
     with contextlib.suppress(AttributeError):  # a C library that has no such setting
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
-    if _old_garbage not in gc.callbacks:
-        gc.callbacks.append(_old_garbage)
-    _old_garbage.postpone()
+    gc.set_threshold(YOUNG_OBJECTS, _NEVER, 20)
+    if not any(thread.name == _THREAD for thread in threading.enumerate()):
+        threading.Thread(target=_look_at_old_garbage, name=_THREAD, daemon=True).start()
     gc.enable()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 
-class _OldGarbage:
-    """Of `gc.callbacks`: lets the older objects have their turn by the clock. The collector itself goes by counts, and may not
-    be called from here; so the count it waits for is changed."""
-
-    def __init__(self) -> None:
-        self._due_at = 0.0
-
-    def postpone(self) -> None:
-        self._due_at = time.monotonic() + OLD_GARBAGE_EVERY_S
-        gc.set_threshold(YOUNG_OBJECTS, _NEVER, 20)
-
-    def __call__(self, phase: str, info: dict[str, Any]) -> None:
-        if phase == "stop":
-            if info["generation"] > 0:
-                self.postpone()
-            elif time.monotonic() >= self._due_at:
-                gc.set_threshold(YOUNG_OBJECTS, _NEXT_TIME, 20)
-
-
-_old_garbage = _OldGarbage()
+def _look_at_old_garbage() -> None:
+    """The thread that lets the older objects have their turn by the clock. It changes the count that the collector waits for,
+    and does not collect: what a collection ends would end in the wrong thread. Nor is it one of `gc.callbacks`: a Ctrl-C that
+    comes in one of those is lost."""
+    while True:
+        time.sleep(OLD_GARBAGE_EVERY_S)
+        young_looks = gc.get_count()[1]
+        gc.set_threshold(YOUNG_OBJECTS, young_looks if young_looks >= OLD_GARBAGE_AFTER else _NEVER, 20)
