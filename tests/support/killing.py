@@ -21,6 +21,7 @@ from sojourn.runtime.opening import SystemClock, open_stores
 from sojourn.runtime.paths import api_socket_path
 from sojourn.runtime.runtime import Runtime
 from sojourn.runtime.settings import Settings
+from sojourn.runtime.stores.objects_folder import FolderObjects
 from sojourn.runtime.telemetry import configure_logging
 
 from .power import cut_power
@@ -70,10 +71,25 @@ class Fused:
         self._inner = inner
         self._store = store
         self._fuse = fuse
+        if isinstance(inner, FolderObjects):
+            self._fuse_writes(inner)
+
+    def _fuse_writes(self, objects: Any) -> None:
+        """Where one of several objects that travel together is written, before its name is synced."""
+        write = objects._write
+
+        def fused(path: Path, data: bytes, create_only: bool) -> None:
+            point = f"{self._store}.put.{kind_of(path.name)}"
+            self._fuse.pass_(f"{point}.before")
+            write(path, data, create_only)
+            self._fuse.pass_(f"{point}.after")
+
+        objects._write = fused
 
     def __getattr__(self, name: str) -> Any:
         inner = getattr(self._inner, name)
-        if name not in {method.split(".")[0] for method in METHODS[self._store]}:
+        hooked = {method.split(".")[0] for method in METHODS[self._store]}
+        if name not in hooked or (name == "put" and isinstance(self._inner, FolderObjects)):
             return inner
 
         async def fused(*args: Any, **kwargs: Any) -> Any:
