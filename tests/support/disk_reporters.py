@@ -62,15 +62,19 @@ class Counted:
 
     def __getattr__(self, name: str) -> Any:
         inner = getattr(self._inner, name)
-        if name not in {method.split(".")[0] for method in METHODS[self._store]}:
+        hooked = {method.split(".")[0] for method in METHODS[self._store]}
+        if name not in hooked and name != "put_all":
             return inner
 
         async def counted(*args: Any, **kwargs: Any) -> Any:
             try:
                 return await inner(*args, **kwargs)
             except StoreError:
-                kind = f".{kind_of(args[0])}" if self._store in ("objects", "archive") else ""
-                self._faults[f"{self._store}.{name}{kind}"] += 1
+                if name == "put_all":
+                    self._faults.update({f"{self._store}.put.{kind_of(one)}" for one, _ in args[0]})
+                else:
+                    kind = f".{kind_of(args[0])}" if self._store in ("objects", "archive") else ""
+                    self._faults[f"{self._store}.{name}{kind}"] += 1
                 raise
 
         return counted
