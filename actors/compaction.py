@@ -1,14 +1,14 @@
 """What may leave the journal, and when: the pure rules of compaction.
 
-The journal is bounded. Compaction begins when it holds half of what it may and ends at a quarter, so that a restart has
-little to read; from there to the bound is what the fleet can write while compaction is at work. Shortly before the bound
+The journal is bounded. Compaction begins when it holds two fifths of what it may and ends at one fifth, so that a restart
+has little to read; from there to the bound is what the fleet can write while compaction is at work. Shortly before the bound
 commits are slowed, or they would have to wait at it until much is free.
 """
 
 from attrs import frozen
 
-BEGIN_SHARE = 0.5
-END_SHARE = 0.25
+BEGIN_SHARE = 0.4
+END_SHARE = 0.2
 SLOW_SHARE = 0.85
 SLOW_S_MAX = 0.025  # at the bound
 

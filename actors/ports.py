@@ -28,7 +28,12 @@ class Resting(Protocol):
         """How many of them may be taken before it is."""
         ...
 
-    async def __call__(self) -> None: ...
+    async def __call__(self, share: float = 0.0) -> None:
+        """
+        Args:
+            share: how much of what it was given for is done, where that is known; 1 is all of it.
+        """
+        ...
 
 
 class RecordKind(enum.IntEnum):

@@ -8,7 +8,7 @@ import structlog
 from anyio.lowlevel import checkpoint
 from attrs import evolve, frozen
 
-from ..actors.compaction import BEGIN_SHARE, Kept, bytes_to_free, releasable_seq, slowed_s
+from ..actors.compaction import Kept, bytes_to_free, releasable_seq, slowed_s
 from ..actors.errors import (
     Damaged,
     Missing,
@@ -34,7 +34,8 @@ log = structlog.get_logger("sojourn.compaction")
 Snapshots = tuple[int, int]  # a session's newest and its older one, by their seqs
 
 ENOUGH_SHARE = 0.5  # of what should be freed: for less there are more snapshots
-STAGES = 3  # of each session: its snapshot, its move, its release
+# What is done for each session, and about how long it takes: each snapshot, reading what moves, moving it, the release.
+LEVEL, READ, MOVE, RELEASE = 2, 3, 3, 1
 # Of the journal's bound. Compaction that went as fast as it could took the interpreter from commits, for seconds: their p99 was
 # 20 times what it is otherwise.
 HURRY_SHARE = 0.8
@@ -82,6 +83,8 @@ class Compactor:
         # How far each session's segments reach that were verified here; beyond what was released, while it goes on writing.
         self._reach: dict[str, int] = {}
         self._waiting = 0  # commits that wait for room
+        self._began_bytes = self._freed_bytes = 0  # where this pass began, what it has released,
+        self._written_bytes = 0  # and what was written meanwhile
         self._pace = Pace(self._room_used)
         self._segments = self._events = self._progress = self._failures = 0
 
@@ -164,11 +167,12 @@ class Compactor:
         before, snapshots = self._journal.size_bytes, self._snapshotter.written
         aim = bytes_to_free(before, self._bytes_max)
         needed = self._journal.oldest(aim)
-        self._pace.begin(STAGES * len(needed))
+        self._began_bytes, self._freed_bytes, self._written_bytes = before, 0, 0
+        self._pace.begin((LEVEL + READ + MOVE + RELEASE) * len(needed))
         kept = await self._levelled(needed)
         if await self._freed_by(kept) < aim * ENOUGH_SHARE:
             short = {one: needed[one] for one, both in kept.items() if self._lets_go(one, both) < needed[one]}
-            self._pace.more(len(short))
+            self._pace.more(LEVEL * len(short))
             kept |= await self._levelled(short)
         async for some in self._in_groups(kept):
             await self._move_group(some)
@@ -183,9 +187,13 @@ class Compactor:
         return freed > 0 or self._snapshotter.written > snapshots
 
     def _room_used(self) -> float:
-        """Of what there is from where compaction begins to where it must no longer rest."""
-        share = self._journal.size_bytes / self._bytes_max
-        return (share - BEGIN_SHARE) / (HURRY_SHARE - BEGIN_SHARE)
+        """Of what may be written before the pass should be over. What it has released makes no more room: it would take its
+        time for the rest, and the next pass would begin late."""
+        written = self._journal.size_bytes + self._freed_bytes - self._began_bytes
+        # Not less than it was: a release that is under way counts once it is over.
+        self._written_bytes = max(written, self._written_bytes)
+        room = HURRY_SHARE * self._bytes_max - self._began_bytes
+        return self._written_bytes / room if room > 0 else 1.0
 
     async def _levelled(self, needed: Mapping[str, int]) -> dict[str, Snapshots]:
         """The snapshots of each, with a new one of those whose older one does not reach what is needed."""
@@ -198,7 +206,7 @@ class Compactor:
                 else:  # it was handed over meanwhile
                     self.forget(session_id)
 
-        await self._each(needed, level)
+        await self._each(needed, level, LEVEL)
         return kept
 
     async def _freed_by(self, kept: Mapping[str, Snapshots]) -> int:
@@ -250,14 +258,18 @@ class Compactor:
                 else:  # by now
                     self.forget(session_id)
 
-            await self._each(kept, move)
+            await self._each(kept, move, MOVE)
             if upto:
+                held = self._journal.size_bytes
                 await self._journal.release(upto, self._pace)
-                self._pace.done(len(kept))
+                self._freed_bytes += held - self._journal.size_bytes
+                self._pace.done(RELEASE * len(kept))
                 self._progress += 1
                 self._tell_who_waits()
 
-    async def _each(self, session_ids: Collection[str], do: Callable[[str], Awaitable[None]]) -> None:
+    async def _each(
+        self, session_ids: Collection[str], do: Callable[[str], Awaitable[None]], pieces: int
+    ) -> None:
         """What fails is said, and the others go on."""
         limiter = anyio.CapacityLimiter(1)
         async with anyio.create_task_group() as tasks:
@@ -265,10 +277,14 @@ class Compactor:
                 limiter.total_tokens = self._pace.at_once
                 await limiter.acquire_on_behalf_of(session_id)
                 await self._pace()
-                tasks.start_soon(self._one, session_id, do, limiter)
+                tasks.start_soon(self._one, session_id, do, pieces, limiter)
 
     async def _one(
-        self, session_id: str, do: Callable[[str], Awaitable[None]], limiter: anyio.CapacityLimiter
+        self,
+        session_id: str,
+        do: Callable[[str], Awaitable[None]],
+        pieces: int,
+        limiter: anyio.CapacityLimiter,
     ) -> None:
         try:
             await do(session_id)
@@ -290,17 +306,21 @@ class Compactor:
                 remedy="it is tried again; nothing is lost",
             )
         finally:
-            self._pace.done()
+            self._pace.done(pieces)
             limiter.release_on_behalf_of(session_id)
 
     async def _read_ahead(self, kept: Mapping[str, Snapshots]) -> dict[str, Sequence[Record]]:
         """What is to be moved of these. One alone is read as it is moved: it may be as large as the journal."""
         if len(kept) < 2:
+            self._pace.done(READ * len(kept))
             return {}
         moved = {one: self._moved_upto(one) for one in kept}
         upto = {one: self._lets_go(one, snapshots) for one, snapshots in kept.items()}
         after = {one: seq for one, seq in moved.items() if seq < upto[one]}
-        return dict(await self._journal.read_several(after, upto, self._pace))
+        pieces = READ * len(kept)
+        ahead = dict(await self._journal.read_several(after, upto, self._pace.now(pieces)))
+        self._pace.done(pieces)
+        return ahead
 
     def _moved_upto(self, session_id: str) -> int:
         return max(self._journal.released(session_id), self._reach.get(session_id, 0))

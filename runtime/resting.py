@@ -5,6 +5,7 @@ same, in which every other thread waits for the interpreter again and again: a c
 """
 
 from collections.abc import Callable
+from typing import Self
 
 import anyio
 
@@ -33,8 +34,7 @@ class Rest:
 class Pace:
     """Awaited after each slice of work that must be done before a room is full. Its lead is how much more of the work is done
     than of the room is used. With much of a lead it rests as `Rest` does, with less of it less; with little it does not rest,
-    and more is done together the smaller it is. Once it is lost that stays so until the work begins anew: what is left may be
-    the longer part of it.
+    and more is done together the smaller it is. Once it is lost that stays so until the work begins anew.
 
     Args:
         used: how much of the room is used, 1 where it is all of it.
@@ -43,6 +43,7 @@ class Pace:
     def __init__(self, used: Callable[[], float]) -> None:
         self._used = used
         self._pieces = self._done = 0
+        self._under_way = self._share = 0.0
         self._is_late = True
         self._began = 0.0
 
@@ -59,13 +60,19 @@ class Pace:
     def done(self, pieces: int = 1) -> None:
         """So many are."""
         self._done += pieces
+        self._under_way = 0.0
+
+    def now(self, pieces: int) -> Self:
+        """Itself, for work of which it is told the share that is done: all of it is so many pieces."""
+        self._under_way, self._share = pieces, 0.0
+        return self
 
     @property
     def _ease(self) -> float:
         """From 1, where it may take its time, over 0, where it may not rest, to -1, where it is late."""
         if self._is_late:
             return -1.0
-        lead = (self._done / self._pieces - self._used()) / HEAD_START
+        lead = ((self._done + self._share * self._under_way) / self._pieces - self._used()) / HEAD_START
         self._is_late = lead <= -1
         return min(1.0, max(-1.0, 1 + 2 * lead))
 
@@ -74,7 +81,8 @@ class Pace:
         """How much may be done together."""
         return max(1, round(-self._ease * AT_ONCE))
 
-    async def __call__(self) -> None:
+    async def __call__(self, share: float = 0.0) -> None:
+        self._share = share
         worked_s = anyio.current_time() - self._began
         await anyio.sleep(min(REST_S_MAX, max(0.0, self._ease) * REST_FACTOR * worked_s))
         self._began = anyio.current_time()

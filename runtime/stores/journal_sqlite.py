@@ -226,7 +226,7 @@ class SqliteJournal:
                 self._database.reader.walk, sweep, rest.at_once if rest is not None else STATEMENTS_MAX
             )
             if rest is not None:
-                await rest()
+                await rest(sweep.share)
         return sweep.found
 
     async def _settle(self) -> None:

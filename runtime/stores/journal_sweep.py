@@ -107,6 +107,12 @@ class Sweep:
         self._given = _NOTHING
         self._wanted: set[int] = set()
         self._rows: deque[int] = deque()
+        self._rows_in_all = 0
+
+    @property
+    def share(self) -> float:
+        """How much of it is done, by rows."""
+        return 1 - len(self._rows) / self._rows_in_all if self._rows_in_all else 0.0
 
     @property
     def is_over(self) -> bool:
@@ -135,6 +141,7 @@ class Sweep:
         """Those to be read now, in order, of one epoch."""
         if self._wanted:
             self._rows = deque(sorted(self._wanted))
+            self._rows_in_all = len(self._rows)
             self._wanted.clear()
         size, some, rows = 0, list[int](), self._rows
         while rows and size < STEP_BYTES_MAX:

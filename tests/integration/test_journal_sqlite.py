@@ -309,14 +309,16 @@ async def test_records_of_several_sessions_come_joined_but_not_to_very_long_ones
 
 @define(eq=False)
 class Counted:
-    """Rests that take no time: how much the journal held at each."""
+    """Rests that take no time: how much the journal held at each, and which share was said to be done."""
 
     journal: SqliteJournal
     at_once: int = 1
     sizes: list[int] = field(factory=list)
+    shares: list[float] = field(factory=list)
 
-    async def __call__(self) -> None:
+    async def __call__(self, share: float = 0.0) -> None:
         self.sizes.append(self.journal.size_bytes)
+        self.shares.append(share)
 
 
 async def test_what_takes_steps_rests_between_them_less_often_in_a_hurry(path: Path) -> None:
@@ -329,6 +331,8 @@ async def test_what_takes_steps_rests_between_them_less_often_in_a_hurry(path: P
         rest = Counted(journal, at_once)
         found = await journal.read_several({"a": 0, "b": 0}, None, rest)
         assert [records[-1].last_seq for records in found.values()] == [6, 6]
+        assert rest.shares == sorted(rest.shares)
+        assert rest.shares[-1] == 1
         rests.append(len(rest.sizes))
     assert rests == [7, 1]  # the sessions are looked for; 1.8 MB are read and taken by half a MiB
     rest = Counted(journal)

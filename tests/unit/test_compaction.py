@@ -21,10 +21,10 @@ def records(*counts: int, epoch_of: int = 1) -> list[Record]:
     return found
 
 
-def test_compaction_begins_at_half_of_the_bound_and_ends_at_a_quarter() -> None:
-    assert bytes_to_free(50, 100) == 0
-    assert bytes_to_free(51, 100) == 26
-    assert bytes_to_free(100, 100) == 75
+def test_compaction_begins_at_two_fifths_of_the_bound_and_ends_at_one() -> None:
+    assert bytes_to_free(40, 100) == 0
+    assert bytes_to_free(41, 100) == 21
+    assert bytes_to_free(100, 100) == 80
 
 
 def test_commits_are_slowed_near_the_bound_and_not_before() -> None:

@@ -73,3 +73,19 @@ async def test_no_rest_is_long(autojump_clock: trio.testing.MockClock) -> None:
     pace = Pace(lambda: 0.0)
     pace.begin(10)
     assert await rested_s(pace, 10) == pytest.approx(REST_S_MAX)
+
+
+async def test_what_is_done_of_a_step_counts_until_the_step_is_over() -> None:
+    pace = Pace(lambda: 0.5)
+    pace.begin(4)
+    pace.done()
+    assert pace.at_once == AT_ONCE
+    pace = Pace(lambda: 0.5)
+    pace.begin(4)
+    pace.done()
+    rest = pace.now(2)
+    await rest(0.5)
+    assert rest.at_once == 1
+    pace.done(2)
+    await pace()
+    assert pace.at_once == 1
