@@ -30,8 +30,7 @@ from .sqlite_files import BUSY_TIMEOUT_S, UNREADABLE, primary_code, uri
 READ_BYTES_MAX = 1024 * 1024
 READ_RECORDS_MAX = 64
 # In one hop to the reader's thread: so long may another session's read wait. At full load most of a hop is waiting for the
-# interpreter: where each step of a walk had one of its own, 200 sessions took 7 s to be level in the mirror again, not 3
-# (`make prove PROVE_ARGS=redis_faults`).
+# interpreter.
 STATEMENTS_MAX = 8
 
 # Pieces of many rows as one blob, in the order asked for.
@@ -223,17 +222,9 @@ class JournalReader:
                 raise not_read(self._path, error) from error
         return Stretch(records, more)
 
-    def walk(self, sweep: Sweep, steps: int) -> None:
-        """So many steps of it, as long as it is not over: it looks where its sessions have something, reads rows, takes what it
-        wants of them. Where they cannot be read, it finds nothing there: what that means is said where a session is read by
-        itself."""
-        for _ in range(steps):
-            if sweep.is_over:
-                return
-            if not sweep.steps():
-                self._read_rows(sweep)
-
-    def _read_rows(self, sweep: Sweep) -> None:
+    def read_rows(self, sweep: Sweep) -> None:
+        """The rows that it wants next. Where they cannot be read, it finds nothing there: what that means is said where a session
+        is read by itself."""
         some = sweep.next_rows()
         with self._turn:
             try:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import anyio
 import structlog
+from anyio.lowlevel import checkpoint
 
 from ...actors.errors import StorageFull, UnusableFolder
 from ...actors.ports import JournalStatistics, Record, RecordKind, Resting
@@ -33,8 +34,8 @@ from ..bridge import OwnerThread
 from ..gathering import GatheringThread
 from . import frames
 from .journal_database import JournalDatabase
-from .journal_reader import STATEMENTS_MAX, bytes_of, follows
-from .journal_sweep import Sweep
+from .journal_reader import bytes_of, follows
+from .journal_sweep import STEPS_MAX, Sweep
 from .reserve import Reserve
 
 log = structlog.get_logger("sojourn.journal")
@@ -222,11 +223,14 @@ class SqliteJournal:
         await self._settle()
         sweep = Sweep(self._database.index, after, upto)
         while not sweep.is_over:
-            await self._reads.run(
-                self._database.reader.walk, sweep, rest.at_once if rest is not None else STATEMENTS_MAX
-            )
+            if sweep.wants_rows:
+                await self._reads.run(self._database.reader.read_rows, sweep)
+            for _ in range(rest.at_once if rest is not None else STEPS_MAX):
+                sweep.step()
             if rest is not None:
                 await rest(sweep.share)
+            else:
+                await checkpoint()
         return sweep.found
 
     async def _settle(self) -> None:

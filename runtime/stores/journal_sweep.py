@@ -21,7 +21,9 @@ from .frames import CRC_BYTES
 from .journal_index import LENGTH_MASK, OFFSET_BITS, OFFSET_MASK, JournalIndex
 
 STEP_BYTES_MAX = 512 * 1024  # of rows: some 4 ms, in which nobody else reads
-STEP_SESSIONS = 48  # looked for in one step: a millisecond, while others want the interpreter
+STEP_SESSIONS = 8  # looked for, or taken of, in one step: a quarter of a millisecond
+# In one turn of the event loop, where nobody rests: at full load a turn is 5 ms, and the mirror waits to be level.
+STEPS_MAX = 16
 JOINED_BYTES_MAX = 64 * 1024  # what a segment may be too long by
 
 
@@ -118,16 +120,18 @@ class Sweep:
     def is_over(self) -> bool:
         return not (self._unknown or self._wanted or self._rows or self._looking)
 
-    def steps(self) -> bool:
-        """Looks for some of the sessions in the index, or takes what some have in the rows that were given; False where the next
-        rows are to be read for it first."""
+    @property
+    def wants_rows(self) -> bool:
+        """Whether nothing is left to do before the next rows are read."""
+        return not (self._unknown or self._looking) and bool(self._wanted or self._rows)
+
+    def step(self) -> None:
+        """Looks for some of the sessions in the index, or takes what some have in the rows that were given. Short, and not for
+        another thread: one that computes has the event loop and the commits wait for the interpreter again and again."""
         if self._unknown:
             self._look_for([self._unknown.popleft() for _ in range(min(STEP_SESSIONS, len(self._unknown)))])
         elif self._looking:
             self._take()
-        else:
-            return False
-        return True
 
     def _look_for(self, after: Iterable[tuple[str, int]]) -> None:
         for session_id, seq in after:

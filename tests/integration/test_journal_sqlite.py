@@ -17,6 +17,7 @@ from sojourn.runtime.stores import journal_database
 from sojourn.runtime.stores.journal_reader import Stretch
 from sojourn.runtime.stores.journal_schema import WRITE_HEAD, head_values, released_crc
 from sojourn.runtime.stores.journal_sqlite import SqliteJournal
+from sojourn.runtime.stores.journal_sweep import STEP_SESSIONS
 from tests.support import stores
 
 from ..support.journals import event, filled, flip_payload, lines
@@ -323,20 +324,24 @@ class Counted:
 
 async def test_what_takes_steps_rests_between_them_less_often_in_a_hurry(path: Path) -> None:
     journal = await SqliteJournal.open(path)
+    sessions = [f"s{n}" for n in range(2 * STEP_SESSIONS + 1)]
     for seq in range(1, 7):
-        await journal.append([event("a", seq, bytes(300_000)), event("b", seq)])
+        await journal.append(
+            [event(session_id, seq, bytes(300_000 // len(sessions))) for session_id in sessions]
+        )
     full = journal.size_bytes
     rests: list[int] = []
     for at_once in (1, 8):
         rest = Counted(journal, at_once)
-        found = await journal.read_several({"a": 0, "b": 0}, None, rest)
-        assert [records[-1].last_seq for records in found.values()] == [6, 6]
+        found = await journal.read_several(dict.fromkeys(sessions, 0), None, rest)
+        assert [records[-1].last_seq for records in found.values()] == [6] * len(sessions)
         assert rest.shares == sorted(rest.shares)
         assert rest.shares[-1] == 1
         rests.append(len(rest.sizes))
-    assert rests == [7, 1]  # the sessions are looked for; 1.8 MB are read and taken by half a MiB
+    # Three steps to look for the sessions; 1.8 MB are read by half a MiB, and three steps each take what is in it.
+    assert rests == [3 + 3 * 3, 1 + 3]
     rest = Counted(journal)
-    await journal.release({"a": 6, "b": 6}, rest)
+    await journal.release(dict.fromkeys(sessions, 6), rest)
     # Some rows were gone, and not yet all.
     assert [size for size in rest.sizes if journal.size_bytes < size < full]
     await journal.close()
