@@ -66,7 +66,7 @@ class CatalogProjector:
 
     async def _flushes(self) -> None:
         try:
-            await self._flush()
+            await self.level()
         except (StoreError, CallerError) as error:
             log.error(
                 "catalog.behind", sessions=self.behind, error=str(error), remedy="it is caught up later"
@@ -76,18 +76,10 @@ class CatalogProjector:
         """On return the catalog shows everything that was marked before the call. Raises StoreError; nothing is
         forgotten then."""
         with self._in_a_hurry():
-            await self._flush()
+            await self.level()
 
-    @contextmanager
-    def _in_a_hurry(self) -> Iterator[None]:
-        """Somebody waits for it."""
-        self._waited_for += 1
-        try:
-            yield
-        finally:
-            self._waited_for -= 1
-
-    async def _flush(self) -> None:
+    async def level(self) -> None:
+        """As `flush`, for those who are not in a hurry: seconds, where ten thousands of sessions have changed."""
         async with self._flushing:
             dirty, self._dirty = self._dirty, set()
             pending = sorted(dirty)
@@ -101,6 +93,15 @@ class CatalogProjector:
                         await rest()
             finally:
                 self._dirty.update(pending)
+
+    @contextmanager
+    def _in_a_hurry(self) -> Iterator[None]:
+        """Somebody waits for it."""
+        self._waited_for += 1
+        try:
+            yield
+        finally:
+            self._waited_for -= 1
 
     async def page(self, query: CatalogQuery) -> list[CatalogRow]:
         """A page that shows everything that was marked before the call, be the catalog writable or not."""

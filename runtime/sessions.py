@@ -225,7 +225,7 @@ class Sessions(ABC):
         self._timekeeper = Timekeeper(
             catalog=stores.catalog,
             clock=clock,
-            level=self._projector.flush,
+            level=self._projector.level,
             tick=self._tick,
             hindered=lambda: self._writer.refusing is not None,
         )
