@@ -9,6 +9,9 @@ from attrs import frozen
 
 BEGIN_SHARE = 0.4
 END_SHARE = 0.2
+SPARE_SHARE = (
+    0.2  # rows that stay while that spares most of the sessions: no more than stays at the end anyway
+)
 SLOW_SHARE = 0.85
 SLOW_S_MAX = 0.025  # at the bound
 

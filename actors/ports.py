@@ -106,6 +106,11 @@ class Journal(Protocol):
         """What the rows hold: what the journal is bounded by."""
         ...
 
+    @property
+    def freed_bytes(self) -> int:
+        """What the rows held that have gone since it was opened: so it is told, too, how much was written meanwhile."""
+        ...
+
     def epoch_of(self, session_id: str) -> int:
         """The epoch that the session's last record here was written in; 0 where none of it is here."""
         ...
@@ -114,9 +119,14 @@ class Journal(Protocol):
         """The seq up to which a session's events need not stand here, as `release` was told; 0: none were released."""
         ...
 
-    def oldest(self, size_bytes: int) -> dict[str, int]:
+    def oldest(self, size_bytes: int, spare_bytes: int = 0) -> dict[str, int]:
         """What must be released for the oldest rows to go, those that together hold `size_bytes`: session id to its last
-        unreleased seq in them. Empty where nothing of theirs is left but the newest row, which always stays."""
+        unreleased seq in them. Empty where nothing of theirs is left but the newest row, which always stays.
+
+        Args:
+            spare_bytes: of the oldest rows so much may be left out, and newer ones taken instead, where far fewer sessions need
+                to be released then.
+        """
         ...
 
     async def append(self, records: Sequence[Record]) -> None:

@@ -8,7 +8,7 @@ import structlog
 from anyio.lowlevel import checkpoint
 from attrs import evolve, frozen
 
-from ..actors.compaction import Kept, bytes_to_free, releasable_seq, slowed_s
+from ..actors.compaction import SPARE_SHARE, Kept, bytes_to_free, releasable_seq, slowed_s
 from ..actors.errors import (
     Damaged,
     Missing,
@@ -33,7 +33,6 @@ log = structlog.get_logger("sojourn.compaction")
 
 Snapshots = tuple[int, int]  # a session's newest and its older one, by their seqs
 
-ENOUGH_SHARE = 0.5  # of what should be freed: for less there are more snapshots
 # What is done for each session, and about how long it takes: each snapshot, reading what moves, moving it, the release.
 LEVEL, READ, MOVE, RELEASE = 2, 3, 3, 1
 # Of the journal's bound. Compaction that went as fast as it could took the interpreter from commits, for seconds: their p99 was
@@ -83,8 +82,10 @@ class Compactor:
         # How far each session's segments reach that were verified here; beyond what was released, while it goes on writing.
         self._reach: dict[str, int] = {}
         self._waiting = 0  # commits that wait for room
-        self._began_bytes = self._freed_bytes = 0  # where this pass began, what it has released,
-        self._written_bytes = 0  # and what was written meanwhile
+        self._began_bytes = self._began_freed = (
+            0  # what the journal held where this pass began, and had held before
+        )
+        self._spare_bytes = int(bytes_max * SPARE_SHARE)
         self._pace = Pace(self._room_used)
         self._segments = self._events = self._progress = self._failures = 0
 
@@ -161,22 +162,23 @@ class Compactor:
         """Move what the oldest rows hold, as far as the rules allow. Returns whether that brought anything forward.
 
         Snapshots first: only what they let go is moved, so that each event is read and written once. A session that goes on
-        writing is released up to its older one, which mostly is the newest of the compaction before this; where those would
-        not free enough, there is a second round of them.
+        writing is released up to its older one, which may be the newest of the compaction before this; where that does not
+        reach, there is a second round of them.
         """
         before, snapshots = self._journal.size_bytes, self._snapshotter.written
         aim = bytes_to_free(before, self._bytes_max)
-        needed = self._journal.oldest(aim)
-        self._began_bytes, self._freed_bytes, self._written_bytes = before, 0, 0
+        needed = self._journal.oldest(aim, self._spare_bytes)
+        self._began_bytes, self._began_freed = before, self._journal.freed_bytes
         self._pace.begin((LEVEL + READ + MOVE + RELEASE) * len(needed))
         kept = await self._levelled(needed)
-        if await self._freed_by(kept) < aim * ENOUGH_SHARE:
-            short = {one: needed[one] for one, both in kept.items() if self._lets_go(one, both) < needed[one]}
-            self._pace.more(LEVEL * len(short))
-            kept |= await self._levelled(short)
+        # Half of the sessions let go free nothing, where each row is of all of them.
+        short = {one: needed[one] for one, both in kept.items() if self._lets_go(one, both) < needed[one]}
+        self._pace.more(LEVEL * len(short))
+        kept |= await self._levelled(short)
         async for some in self._in_groups(kept):
             await self._move_group(some)
-        freed = before - self._journal.size_bytes
+        freed = self._journal.freed_bytes - self._began_freed
+        self._spare_bytes = int(self._bytes_max * SPARE_SHARE) if freed > 0 else 0
         if needed:
             log.info(
                 "journal.compacted",
@@ -189,11 +191,9 @@ class Compactor:
     def _room_used(self) -> float:
         """Of what may be written before the pass should be over. What it has released makes no more room: it would take its
         time for the rest, and the next pass would begin late."""
-        written = self._journal.size_bytes + self._freed_bytes - self._began_bytes
-        # Not less than it was: a release that is under way counts once it is over.
-        self._written_bytes = max(written, self._written_bytes)
+        freed = self._journal.freed_bytes - self._began_freed
         room = HURRY_SHARE * self._bytes_max - self._began_bytes
-        return self._written_bytes / room if room > 0 else 1.0
+        return (self._journal.size_bytes + freed - self._began_bytes) / room if room > 0 else 1.0
 
     async def _levelled(self, needed: Mapping[str, int]) -> dict[str, Snapshots]:
         """The snapshots of each, with a new one of those whose older one does not reach what is needed."""
@@ -208,15 +208,6 @@ class Compactor:
 
         await self._each(needed, level, LEVEL)
         return kept
-
-    async def _freed_by(self, kept: Mapping[str, Snapshots]) -> int:
-        """How many bytes these let go."""
-        freed = 0
-        for number, (session_id, snapshots) in enumerate(kept.items(), 1):
-            if not number % SESSIONS_A_SLICE:
-                await self._pace()
-            freed += self._let_go_bytes(session_id, self._journal.released(session_id), snapshots)
-        return freed
 
     async def _in_groups(self, kept: Mapping[str, Snapshots]) -> AsyncIterator[dict[str, Snapshots]]:
         """Those that can be released further, as many as are read together."""
@@ -260,9 +251,7 @@ class Compactor:
 
             await self._each(kept, move, MOVE)
             if upto:
-                held = self._journal.size_bytes
                 await self._journal.release(upto, self._pace)
-                self._freed_bytes += held - self._journal.size_bytes
                 self._pace.done(RELEASE * len(kept))
                 self._progress += 1
                 self._tell_who_waits()

@@ -40,11 +40,12 @@ class JournalRows:
     Attributes:
         newest: the number of the last row; 0: there is none.
         size_bytes: what all of them hold, those that may go included.
+        freed_bytes: what those held that have gone.
     """
 
     def __init__(self) -> None:
         self.newest = 0
-        self.size_bytes = 0
+        self.size_bytes = self.freed_bytes = 0
         self._columns = _Columns()
         self._emptied = 0  # rows in the columns that may go
         self._lost: list[tuple[int, int]] = []  # number and size of the rows of which nothing can be read
@@ -123,7 +124,9 @@ class JournalRows:
     def removed(self, rows: list[tuple[int, int]]) -> None:
         """The first rows that `disposable` gave stand in the file no more."""
         for _ in rows:
-            self.size_bytes -= self._disposable.popleft()[1]
+            _, size = self._disposable.popleft()
+            self.size_bytes -= size
+            self.freed_bytes += size
 
     def keep(self) -> None:
         """The first row that `disposable` gave cannot be removed: it stays, and is not named again."""

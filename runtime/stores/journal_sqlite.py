@@ -128,14 +128,18 @@ class SqliteJournal:
     def size_bytes(self) -> int:
         return self._database.index.rows.size_bytes
 
+    @property
+    def freed_bytes(self) -> int:
+        return self._database.index.rows.freed_bytes
+
     def epoch_of(self, session_id: str) -> int:
         return self._database.index.last_epoch(session_id)
 
     def released(self, session_id: str) -> int:
         return self._database.index.released(session_id)
 
-    def oldest(self, size_bytes: int) -> dict[str, int]:
-        return self._database.index.oldest(size_bytes)
+    def oldest(self, size_bytes: int, spare_bytes: int = 0) -> dict[str, int]:
+        return self._database.index.oldest(size_bytes, spare_bytes)
 
     def statistics(self) -> JournalStatistics:
         return self._database.index.statistics()

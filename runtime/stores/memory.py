@@ -48,6 +48,7 @@ class MemoryJournal:
         self._released: dict[str, int] = {}
         self._marks: dict[tuple[str, int], Record] = {}
         self._commits = 0
+        self._freed_bytes = 0
         self._closed = False
 
     @property
@@ -64,6 +65,10 @@ class MemoryJournal:
     def size_bytes(self) -> int:
         return sum(row.size_bytes for row in self._rows)
 
+    @property
+    def freed_bytes(self) -> int:
+        return self._freed_bytes
+
     def epoch_of(self, session_id: str) -> int:
         records = self._sessions.get(session_id)
         return records[-1].epoch if records else 0
@@ -71,7 +76,7 @@ class MemoryJournal:
     def released(self, session_id: str) -> int:
         return self._released.get(session_id, 0)
 
-    def oldest(self, size_bytes: int) -> dict[str, int]:
+    def oldest(self, size_bytes: int, spare_bytes: int = 0) -> dict[str, int]:
         found, held = dict[str, int](), 0
         for row in self._rows[:-1]:
             if held >= size_bytes:
@@ -166,7 +171,9 @@ class MemoryJournal:
             row.records = [
                 record for record in row.records if record.last_seq > upto.get(record.session_id, 0)
             ]
+        held = self.size_bytes
         self._rows = [row for row in self._rows[:-1] if row.records] + self._rows[-1:]
+        self._freed_bytes += held - self.size_bytes
 
     def statistics(self) -> JournalStatistics:
         records = [record for session in self._sessions.values() for record in session]

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from attrs import define, evolve
 
-from sojourn.actors.compaction import bytes_to_free
+from sojourn.actors.compaction import BEGIN_SHARE, bytes_to_free
 from sojourn.actors.errors import Missing, SetAside, StorageFull, StoreError
 from sojourn.actors.ports import CatalogQuery, Record, Resting
 from sojourn.actors.session.actor import Done
@@ -107,6 +107,23 @@ async def test_an_idle_session_gives_its_rows_up_without_coming_back_to_memory(s
         assert idle not in runtime._kernel.cells
         assert segments_of(settings, idle) == [(1, 2)]
         assert await runtime.ask(idle, log_line(1)) == Done(3)
+
+
+async def test_many_sessions_that_rest_are_left_in_the_journal_while_a_busy_one_frees_as_much(
+    settings: Settings,
+) -> None:
+    async with Runtime.open(evolve(settings, journal_bytes_max=8 * BOUND)) as runtime:
+        resting = [await new_session(runtime) for _ in range(300)]
+        busy = await new_session(runtime)
+        await fill(runtime, busy, 1, 1_200)
+        await await_until(lambda: runtime._journal.freed_bytes > BOUND)
+        assert segments_of(settings, busy)
+        assert not any(segments_of(settings, session_id) for session_id in resting)
+        assert runtime.statistics().compaction.journal_bytes < 8 * BOUND * BEGIN_SHARE
+        assert await runtime.ask(resting[0], log_line(1)) == Done(3)
+        assert await seqs(runtime, busy) == list(range(1, 1_203))
+    async with Runtime.open(settings) as runtime:
+        assert await seqs(runtime, resting[-1]) == [1, 2]
 
 
 async def test_small_segments_are_taken_into_the_next_one_and_seldom_written_anew(settings: Settings) -> None:

@@ -71,14 +71,18 @@ class SimJournal:
     def size_bytes(self) -> int:
         return self._inner.size_bytes
 
+    @property
+    def freed_bytes(self) -> int:
+        return self._inner.freed_bytes
+
     def epoch_of(self, session_id: str) -> int:
         return self._inner.epoch_of(session_id)
 
     def released(self, session_id: str) -> int:
         return self._inner.released(session_id)
 
-    def oldest(self, size_bytes: int) -> dict[str, int]:
-        return self._inner.oldest(size_bytes)
+    def oldest(self, size_bytes: int, spare_bytes: int = 0) -> dict[str, int]:
+        return self._inner.oldest(size_bytes, spare_bytes)
 
     async def append(self, records: Sequence[Record]) -> None:
         records = list(records)

@@ -45,14 +45,18 @@ class FaultyJournal:
     def size_bytes(self) -> int:
         return self.inner.size_bytes
 
+    @property
+    def freed_bytes(self) -> int:
+        return self.inner.freed_bytes
+
     def epoch_of(self, session_id: str) -> int:
         return self.inner.epoch_of(session_id)
 
     def released(self, session_id: str) -> int:
         return self.inner.released(session_id)
 
-    def oldest(self, size_bytes: int) -> dict[str, int]:
-        return self.inner.oldest(size_bytes)
+    def oldest(self, size_bytes: int, spare_bytes: int = 0) -> dict[str, int]:
+        return self.inner.oldest(size_bytes, spare_bytes)
 
     async def marks(self) -> list[Record]:
         if self.unreadable:
