@@ -7,6 +7,7 @@ is not async does not block. Driver errors arrive as `StoreError`s with their ca
 import enum
 from collections.abc import (
     AsyncIterator,
+    Awaitable,
     Callable,
     Collection,
     Mapping,
@@ -119,13 +120,20 @@ class Journal(Protocol):
         """The seq up to which a session's events need not stand here, as `release` was told; 0: none were released."""
         ...
 
-    def oldest(self, size_bytes: int, spare_bytes: int = 0) -> dict[str, int]:
+    def oldest(self, size_bytes: int) -> dict[str, int]:
         """What must be released for the oldest rows to go, those that together hold `size_bytes`: session id to its last
-        unreleased seq in them. Empty where nothing of theirs is left but the newest row, which always stays.
+        unreleased seq in them. Empty where nothing of theirs is left but the newest row, which always stays."""
+        ...
+
+    async def oldest_sparing(
+        self, size_bytes: int, spare_bytes: int, rest: Callable[[], Awaitable[None]]
+    ) -> dict[str, int]:
+        """As `oldest`, but of the oldest rows those may be left out that many sessions would have to be released for, and newer
+        ones taken instead.
 
         Args:
-            spare_bytes: of the oldest rows so much may be left out, and newer ones taken instead, where far fewer sessions need
-                to be released then.
+            spare_bytes: what may be left out.
+            rest: awaited after each slice of a quarter of a millisecond.
         """
         ...
 

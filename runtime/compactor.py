@@ -24,7 +24,7 @@ from .bridge import compute
 from .event_log import EventLog
 from .layout import session_folder
 from .recovery import History
-from .resting import Pace
+from .resting import Pace, Rest
 from .segments import SEGMENT_BYTES_FULL, SegmentName, encode_segment, payload_bytes, segment_name
 from .shelves import Shelves
 from .snapshots import Snapshotter
@@ -43,6 +43,7 @@ SESSIONS_A_RELEASE = 256  # held alone meanwhile
 SESSIONS_A_SLICE = 16
 RECORDS_A_SLICE = 250  # a millisecond; eight sessions are at it in turn
 RETRY_S = 1.0
+SPARED_MIN = 256  # for fewer sessions a second look is not worth it
 GRACE_S = 1.0  # after the start: those who ask first are answered first
 
 
@@ -167,7 +168,7 @@ class Compactor:
         """
         before, snapshots = self._journal.size_bytes, self._snapshotter.written
         aim = bytes_to_free(before, self._bytes_max)
-        needed = self._journal.oldest(aim, self._spare_bytes)
+        needed = await self._oldest(aim)
         self._began_bytes, self._began_freed = before, self._journal.freed_bytes
         self._pace.begin((LEVEL + READ + MOVE + RELEASE) * len(needed))
         kept = await self._levelled(needed)
@@ -187,6 +188,14 @@ class Compactor:
                 journal_bytes=self._journal.size_bytes,
             )
         return freed > 0 or self._snapshotter.written > snapshots
+
+    async def _oldest(self, aim: int) -> dict[str, int]:
+        """What must be released to free so much; most sessions are spared where that goes."""
+        needed = self._journal.oldest(aim)
+        if not self._spare_bytes or len(needed) < SPARED_MIN:
+            return needed
+        fewer = await self._journal.oldest_sparing(aim, self._spare_bytes, Rest())
+        return fewer if 2 * len(fewer) <= len(needed) else needed
 
     def _room_used(self) -> float:
         """Of what may be written before the pass should be over. What it has released makes no more room: it would take its

@@ -12,8 +12,7 @@ does not divide, and an array only ever grows at its end.
 """
 
 from array import array
-from bisect import bisect_left, bisect_right
-from collections import Counter
+from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from attrs import define
@@ -28,11 +27,6 @@ OFFSET_MASK = (1 << OFFSET_BITS) - 1
 LENGTH_MASK = (1 << 32) - 1
 SEQ_MAX = (1 << 32) - 1
 ROW_MAX = (1 << 64 - OFFSET_BITS) - 1
-# A session that has rested since its creation holds some hundred bytes here, and costs what one costs that holds megabytes: two
-# files, and their places in two folders. 10,000 of them in the oldest rows held commits up for 14 s, for 5 MB.
-FEW_RECORDS = 4
-SPARED_BYTES_A_SESSION = 4 * 1024
-SPARED_SESSIONS_MIN = 256  # for fewer it is not worth a second look
 
 
 @define
@@ -347,64 +341,24 @@ class JournalIndex:
         self._last_seqs.update(self._waiting)
         self._waiting.clear()
 
-    def oldest(self, size_bytes: int, spare_bytes: int = 0) -> dict[str, int]:
+    def oldest(self, size_bytes: int) -> dict[str, int]:
         """Of the oldest rows that together hold `size_bytes`, never the newest: by session its last unreleased seq.
 
         It looks at each session with a record here, and not at the records.
-
-        Args:
-            spare_bytes: so much may be left out, and newer rows taken instead, where that spares most of the sessions.
         """
-        found = self._needed(self.rows.reach(size_bytes))
-        if not spare_bytes or len(found) < SPARED_SESSIONS_MIN:
-            return found
-        spared = self._spared(self.rows.reach(size_bytes + spare_bytes), spare_bytes)
-        reach = self.rows.reach(size_bytes + sum(spared.values()))
-        fewer = self._needed(reach, spared)
-        return fewer if 2 * len(fewer) <= len(found) else found
-
-    def _needed(self, last_row: int, spared: Collection[int] = ()) -> dict[str, int]:
-        """By session its last unreleased seq in the rows up to this one; but for those whose few records all stand in spared
-        rows."""
+        last_row = self.rows.reach(size_bytes)
         beyond = (last_row + 1) << OFFSET_BITS
         found: dict[str, int] = {}
-        for session_id, words in list(self._words.items()) if last_row else ():
-            if words[3] >= beyond:
-                continue
-            at = -2 if words[-1] < beyond else _first_beyond(words, beyond) - 2
-            if words[at] >> 32 <= self._released.get(session_id, 0):
-                continue
-            if spared:
-                rows = self._few_rows(session_id, words, beyond)
-                if rows and all(row in spared for row in rows):
-                    continue
-            found[session_id] = words[at] >> 32
+        for session_id, words in self.words() if last_row else ():
+            if words[3] < beyond:
+                seq = last_before(words, beyond)
+                if seq > self._released.get(session_id, 0):
+                    found[session_id] = seq
         return found
 
-    def _spared(self, last_row: int, bytes_max: int) -> dict[int, int]:
-        """Number and size of the oldest rows up to this one, together at most so large, that are little for the number of
-        sessions that would have to be released for nothing else."""
-        beyond = (last_row + 1) << OFFSET_BITS
-        sessions = Counter(
-            row
-            for session_id, words in list(self._words.items())
-            if words[3] < beyond
-            for row in self._few_rows(session_id, words, beyond)
-        )
-        spared: dict[int, int] = {}
-        for row, count in sorted(sessions.items()):
-            size = self.rows.size_of(row)
-            if 0 < size <= min(bytes_max, count * SPARED_BYTES_A_SESSION):
-                spared[row] = size
-                bytes_max -= size
-        return spared
-
-    def _few_rows(self, session_id: str, words: "array[int]", beyond: int) -> list[int]:
-        """The rows of a session that has few unreleased records before `beyond`; none where there are more."""
-        start = self._live(session_id, words)
-        few = words[start + 1 : start + 2 * FEW_RECORDS + 2 : 2]
-        stop = bisect_left(few, beyond)
-        return [word >> OFFSET_BITS for word in few[:stop]] if stop <= FEW_RECORDS else []
+    def words(self) -> list[tuple[str, "array[int]"]]:
+        """Of each session with a record here, as of now: what stands in them stays."""
+        return list(self._words.items())
 
     def _live(self, session_id: str, words: "array[int]") -> int:
         """The position of the session's first record that was not released."""
@@ -487,6 +441,11 @@ class JournalIndex:
 
 
 _NONE = array("Q", (0, 0))  # the words of a session without a record
+
+
+def last_before(words: "array[int]", place: int) -> int:
+    """The last seq of the last record that stands before `place`, as the first one does."""
+    return words[-2 if words[-1] < place else _first_beyond(words, place) - 2] >> 32
 
 
 def _first_beyond(words: "array[int]", place: int) -> int:

@@ -21,7 +21,7 @@ be read (`journal_salvage`), and a reader reads what it can.
 """
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import anyio
@@ -33,6 +33,7 @@ from ...actors.ports import JournalStatistics, Record, RecordKind, Resting
 from ..bridge import OwnerThread
 from ..gathering import GatheringThread
 from . import frames
+from .journal_choice import Choice
 from .journal_database import JournalDatabase
 from .journal_reader import bytes_of, follows
 from .journal_sweep import STEPS_MAX, Sweep
@@ -138,8 +139,17 @@ class SqliteJournal:
     def released(self, session_id: str) -> int:
         return self._database.index.released(session_id)
 
-    def oldest(self, size_bytes: int, spare_bytes: int = 0) -> dict[str, int]:
-        return self._database.index.oldest(size_bytes, spare_bytes)
+    def oldest(self, size_bytes: int) -> dict[str, int]:
+        return self._database.index.oldest(size_bytes)
+
+    async def oldest_sparing(
+        self, size_bytes: int, spare_bytes: int, rest: Callable[[], Awaitable[None]]
+    ) -> dict[str, int]:
+        choice = Choice(self._database.index, size_bytes, spare_bytes)
+        while not choice.is_over:
+            choice.step()
+            await rest()
+        return choice.needed()
 
     def statistics(self) -> JournalStatistics:
         return self._database.index.statistics()

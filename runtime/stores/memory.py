@@ -4,7 +4,7 @@ They hold to the same contracts as the real ones. Every method gives way to othe
 """
 
 import itertools
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
 from anyio.lowlevel import checkpoint
@@ -76,7 +76,13 @@ class MemoryJournal:
     def released(self, session_id: str) -> int:
         return self._released.get(session_id, 0)
 
-    def oldest(self, size_bytes: int, spare_bytes: int = 0) -> dict[str, int]:
+    async def oldest_sparing(
+        self, size_bytes: int, spare_bytes: int, rest: Callable[[], Awaitable[None]]
+    ) -> dict[str, int]:
+        await rest()
+        return self.oldest(size_bytes)  # nothing of it costs anything here
+
+    def oldest(self, size_bytes: int) -> dict[str, int]:
         found, held = dict[str, int](), 0
         for row in self._rows[:-1]:
             if held >= size_bytes:

@@ -81,8 +81,13 @@ class SimJournal:
     def released(self, session_id: str) -> int:
         return self._inner.released(session_id)
 
-    def oldest(self, size_bytes: int, spare_bytes: int = 0) -> dict[str, int]:
-        return self._inner.oldest(size_bytes, spare_bytes)
+    def oldest(self, size_bytes: int) -> dict[str, int]:
+        return self._inner.oldest(size_bytes)
+
+    async def oldest_sparing(
+        self, size_bytes: int, spare_bytes: int, rest: Callable[[], Awaitable[None]]
+    ) -> dict[str, int]:
+        return await self._inner.oldest_sparing(size_bytes, spare_bytes, rest)
 
     async def append(self, records: Sequence[Record]) -> None:
         records = list(records)

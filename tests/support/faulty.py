@@ -1,6 +1,6 @@
 """Stores that fail when told, around ones that work. Fault points live here and in no shipped code."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import anyio
@@ -55,8 +55,13 @@ class FaultyJournal:
     def released(self, session_id: str) -> int:
         return self.inner.released(session_id)
 
-    def oldest(self, size_bytes: int, spare_bytes: int = 0) -> dict[str, int]:
-        return self.inner.oldest(size_bytes, spare_bytes)
+    def oldest(self, size_bytes: int) -> dict[str, int]:
+        return self.inner.oldest(size_bytes)
+
+    async def oldest_sparing(
+        self, size_bytes: int, spare_bytes: int, rest: Callable[[], Awaitable[None]]
+    ) -> dict[str, int]:
+        return await self.inner.oldest_sparing(size_bytes, spare_bytes, rest)
 
     async def marks(self) -> list[Record]:
         if self.unreadable:

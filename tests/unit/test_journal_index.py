@@ -303,27 +303,3 @@ def test_a_damaged_record_and_a_hole_are_released_as_others_are() -> None:
     index.release("a", 7)
     assert (index.places("a", 0), index.statistics().events) == ([], 1)
     assert [number for number, _ in index.rows.disposable(10**6, 10)] == [1, 3]
-
-
-def test_rows_of_many_resting_sessions_are_left_where_newer_ones_free_as_much() -> None:
-    index = JournalIndex()
-    resting = [f"resting-{number}" for number in range(300)]
-    rows = [
-        [Record(session_id, 1, 1, 1, bytes(100)) for session_id in resting[start : start + 100]]
-        for start in range(0, 300, 100)
-    ]
-    rows += [[Record("busy", seq, 1, 1, bytes(2_000))] for seq in range(1, 61)]
-    rows[10].append(Record("resting-7", 2, 1, 1, bytes(100)))
-    for number, records in enumerate(rows, 1):
-        (row,) = frames.encode(records)
-        index.check([row])
-        index.add(number, row)
-    assert index.oldest(60_000).keys() == {"busy", *resting}
-    assert index.oldest(60_000, 100) == index.oldest(60_000)  # none of them is so small
-    fewer = index.oldest(60_000, 50_000)
-    assert fewer.keys() == {"busy", "resting-7"}
-    assert fewer["resting-7"] == 2
-    for session_id, seq in fewer.items():
-        index.release(session_id, seq)
-    assert sum(size for _, size in index.rows.disposable(10**9, 10**9)) >= 60_000
-    assert index.oldest(10**9).keys() == {"busy", *resting} - {"resting-7"}
